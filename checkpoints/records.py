@@ -1,0 +1,115 @@
+"""Frozen records: what the toolkit measures, as NumPy arrays with named dimensions and units.
+
+A record is data only. `checkpoints.schema` writes any of them to HDF5 and reads it back; every analysis returns them and
+every figure is drawn from them. Epochs count from 0; a record at epoch e describes the weights *after* e epochs. Losses
+are in nats per sample, eigenvalues in nats per squared parameter unit.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+LAMBDA = "nats / parameter^2"
+
+
+def array(*dims: str, units: str = "1"):
+    """Declare an array field: the names of its dimensions and the unit of its values, both stored with the array."""
+    return field(metadata={"dims": dims, "units": units})
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A number and the interval that goes with it."""
+
+    value: float
+    low: float    # NaN where no interval is known (one probe): never zero width
+    high: float
+    level: float  # coverage the interval claims, in (0, 1]; 1 for a bound that always holds
+    kind: str     # residual | quadrature | probes | quadrature+probes | data | seeds
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Parameters and buffers of a model after `epoch` epochs, by their state_dict names."""
+
+    epoch: int
+    arrays: dict[str, np.ndarray]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Stochastic Lanczos quadrature of a Hessian: one Gauss rule a probe; densities are derived, never stored.
+
+    A probe that broke down before step m has NaN nodes and zero weights beyond its last step.
+    """
+
+    size: int                   # d, the dimension of the Hessian
+    nodes: np.ndarray = array("probe", "node", units=LAMBDA)            # (R, m) ascending in each row
+    weights: np.ndarray = array("probe", "node")                        # (R, m) >= 0, each row sums to 1
+    alphas: np.ndarray = array("probe", "step", units=LAMBDA)           # (R, m) diagonal of the tridiagonal T
+    betas: np.ndarray = array("probe", "step", units=LAMBDA)            # (R, m) off-diagonal; the last is ||residual||
+    orthogonality_loss: float   # max |QQ' - I| over all probes
+
+
+@dataclass(frozen=True, eq=False)
+class EigenPairs:
+    """Extreme eigenpairs, ascending, each with a recomputed residual and a float64 second opinion."""
+
+    values: np.ndarray = array("pair", units=LAMBDA)            # (p,) Rayleigh quotients in the product's dtype
+    residuals: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||Hv - value v||: some eigenvalue is this near
+    converged: np.ndarray = array("pair")                       # (p,) bool: residual <= tol |value|
+    values64: np.ndarray = array("pair", units=LAMBDA)          # (p,) v' H v with H applied in float64; NaN if not asked for
+    rounding: np.ndarray = array("pair", units=LAMBDA)          # (p,) ||(H64 - H32) v||; 0 for a float64 product; NaN if not asked for
+    verified: np.ndarray = array("pair")                        # (p,) bool: the sign of value survives ten times |v'(H64 - H32)v|
+    vectors: np.ndarray = array("pair", "parameter")            # (p, d) unit norm; (0, d) where they were not kept
+    tol: float
+    num_matvecs: int            # products spent, including those of the Krylov spaces it started from
+    missed_below: Estimate      # lowest place where an undetected eigenvalue may still lie (Kuczynski and Wozniakowski 1992)
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Everything measured of one class group's Hessian at one checkpoint."""
+
+    epoch: int
+    group: str                  # all | head | tail | many | medium | few | class:3 ...
+    num_samples: int            # n_g: images of the group that entered the Hessian
+    num_available: int          # images of the group in the split; larger than num_samples where a subset was used
+    loss: float                 # mean loss over the samples above
+    accuracy: float             # over the same samples, in [0, 1]
+    test_accuracy: float        # over the group's test images; NaN if it has none
+    gradient_norm: float        # ||grad L_g||
+    spectrum: Spectrum
+    eigenpairs: EigenPairs
+    trace: Estimate
+    negative_mass: Estimate     # spectral weight below -threshold
+    threshold: float            # absolute, in units of lambda
+    extreme_ratio: Estimate     # |lambda_min| / |lambda_max|
+    parameter_norms: dict[str, float]   # ||theta|| of each parameter: lambda scales as 1/||w||^2 before BatchNorm
+    second_opinion: dict[str, float]    # other libraries' numbers, where asked for; else empty
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Loss and accuracy of every group on a line (B = 0) or plane through a checkpoint, from one sweep."""
+
+    name: str
+    epoch: int
+    groups: tuple[str, ...]                                          # G names
+    num_samples: np.ndarray = array("group")                         # (G,)
+    alpha: np.ndarray = array("alpha")                               # (A,) true coordinates along the first direction
+    beta: np.ndarray = array("beta")                                 # (B,) along the second; empty for a line
+    loss: np.ndarray = array("group", "alpha", "beta", units="nats / sample")   # (G, A) or (G, A, B); NaN and inf as they came
+    accuracy: np.ndarray = array("group", "alpha", "beta")           # same shape, in [0, 1]
+    directions: np.ndarray = array("direction", "parameter")         # (1 or 2, d)
+    direction_names: tuple[str, ...]                                 # e.g. "random filter", "tail lambda_min"
+    direction_curvatures: np.ndarray = array("direction", units=LAMBDA)  # (1 or 2,) eigenvalue of an eigenvector; else NaN
+    coordinate_units: str                                            # "filter norms" | "parameter units"
+    directions_hash: str
+    provenance: dict[str, Any]
+
+
+RECORDS = {record.__name__: record for record in (Estimate, Checkpoint, Spectrum, EigenPairs, Curvature, Surface)}

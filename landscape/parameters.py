@@ -1,0 +1,70 @@
+"""Parameters as one flat vector theta, and temporary displacement with an exact return.
+
+theta lists the trainable parameters in `named_parameters()` order, each flattened row by row; a parameter that two
+modules share appears once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, in the order of theta."""
+    chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not chosen:
+        raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
+    return chosen
+
+
+def parameter_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the trainable parameters, in the order of theta."""
+    return tuple(trainable(model))
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Join tensors into one vector, each flattened row by row."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def theta(model: nn.Module) -> Tensor:
+    """Return a copy of the trainable parameters as one vector (d,)."""
+    return flatten(p.detach() for p in trainable(model).values())
+
+
+def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector (d,) into pieces shaped like `tensors`; rows (k, d) give pieces (k, *shape)."""
+    size = sum(t.numel() for t in tensors)
+    if vector.shape[-1] != size:
+        raise InputError(f"a vector of length {vector.shape[-1]} does not fit: expected {size}, one entry a trainable parameter")
+    pieces = vector.split([t.numel() for t in tensors], dim=-1)
+    return [piece.reshape(vector.shape[:-1] + t.shape) for piece, t in zip(pieces, tensors)]
+
+
+def unflatten(vector: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """Cut a vector (d,) into the model's trainable parameters, by name."""
+    parameters = trainable(model)
+    return dict(zip(parameters, split_like(vector, list(parameters.values()))))
+
+
+@contextmanager
+def moved_to(model: nn.Module, vector: Tensor) -> Iterator[nn.Module]:
+    """Give the model the parameters `vector` (d,) for the length of a with block; the old ones return bit by bit."""
+    parameters = trainable(model)
+    pieces = unflatten(vector, model)
+    saved = [p.detach().clone() for p in parameters.values()]
+    try:
+        _copy(parameters.values(), pieces.values())
+        yield model
+    finally:
+        _copy(parameters.values(), saved)
+
+
+@torch.no_grad()
+def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    for target, source in zip(targets, sources):
+        target.copy_(source)

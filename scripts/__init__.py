@@ -1,0 +1,1 @@
+"""The `landscape` command: one thin module a subcommand."""
