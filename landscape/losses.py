@@ -134,7 +134,7 @@ def build_loss(name: str, class_counts: Sequence[int], **options) -> AdjustedCro
 
 
 def drw_weights(class_counts: Sequence[int], beta: float) -> Tensor:
-    """Return the class weights (C,) of deferred re-weighting: (1 - beta) / (1 - beta^n_c), scaled to the sum C, float64.
+    """Return the class weights (C,) of deferred re-weighting: (1 - beta) / (1 - beta^n_c) scaled to the sum C, float64.
 
     beta = 0 weights all classes alike, beta -> 1 by 1 / n_c. Cui et al. 2019 (effective number of samples); Cao et al.
     2019 switch it on late in training.

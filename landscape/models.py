@@ -25,8 +25,8 @@ def build_model(arch: str, num_classes: int, in_channels: int = 3, image_size: i
     """Build a freshly initialized model on the CPU: images (B, in_channels, image_size, image_size) -> logits (B, C).
 
     `arch` is a name in ARCHITECTURES, "timm:NAME", "torchvision:NAME" or "module:callable". `cosine` replaces the
-    linear head by CosineHead, which LDAM needs. The same `generator_seed` gives the same bits; the global generators are
-    left alone, except that a foreign callable may draw on CUDA's, NumPy's or Python's own.
+    linear head by CosineHead, which LDAM needs. The same `generator_seed` gives the same bits. The global generators
+    are left alone, except that a foreign callable may draw on CUDA's, NumPy's or Python's own.
     """
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", image_size)):
         if value < 1:
@@ -38,8 +38,8 @@ def build_model(arch: str, num_classes: int, in_channels: int = 3, image_size: i
         if arch in ARCHITECTURES:
             return ARCHITECTURES[arch](num_classes, in_channels, image_size, cosine)
         if cosine:
-            raise InputError(f"cosine=True is not available for arch={arch!r}: build a cosine head inside the callable, "
-                             "or use LDAM's release form")
+            raise InputError(f"cosine=True is not available for arch={arch!r}: build a cosine head inside the "
+                             "callable, or use LDAM's release form")
         return build_foreign(arch, num_classes, in_channels, image_size)
 
 
