@@ -1,0 +1,166 @@
+"""Trace a product once and split it: what depends on the vector v, and what does not.
+
+`torch.func.linearize` as it comes keeps constants that in-place operations then overwrite, so that it is wrong from its
+second call on for many networks (pytorch/pytorch#107538). Here the whole product jvp(grad f)(theta; v) is traced as a
+function of *all* its tensors, functionalised (no operation writes into a tensor), simplified, and cut in two graphs:
+
+    primal(theta, tensors) -> residuals        evaluated once for a microbatch, if memory allows
+    tangent(v, residuals)  -> Hv               linear in v, evaluated for every product
+
+Nothing is folded into either graph, so one trace serves every microbatch of the same shapes.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten, prims = torch.ops.aten, torch.ops.prims
+IDENTITIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
+CHECKS = {aten.is_same_size.default, aten._has_same_storage_numel.default}
+PLAIN = {prims.add.default: aten.add.Tensor, prims.sub.default: aten.sub.Tensor, prims.mul.default: aten.mul.Tensor,
+         prims.div.default: aten.div.Tensor,
+         aten.view.default: aten.reshape.default}       # a reshape also serves a batch of vectors laid out otherwise
+LINEAR = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default}   # zero in, zero out
+ZEROS = {aten._efficientzerotensor.default, aten.zeros_like.default, aten.zeros.default}
+
+
+class TracingError(RuntimeError):
+    """The product cannot be traced into a pure function; the text says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A traced product, cut at what does not depend on v."""
+
+    primal: fx.GraphModule      # (theta, *tensors) -> list of residuals
+    tangent: fx.GraphModule     # (v, *residuals) -> Hv
+
+
+def trace_split(product: Callable[..., Tensor], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
+    """Trace product(theta, v, *tensors), linear in v, and split it. Raises TracingError with the reason."""
+    try:
+        graph = make_fx(functionalize(product))(theta, v, *tensors).graph
+    except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
+        raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+    simplify(graph)
+    _refuse_impure(graph)
+    return _split(graph)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Remove what costs time and changes nothing: copies onto themselves, added zeros, repeated and unused nodes."""
+    for node in list(graph.nodes):
+        if node.target in CHECKS:
+            graph.erase_node(node)
+        elif node.target in PLAIN:
+            node.target = PLAIN[node.target]
+    zeros: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        same = _same_as(node, zeros)
+        if same is not None:
+            node.replace_all_uses_with(same)
+        elif _is_zero(node, zeros):
+            zeros.add(node)
+    _merge_repeated(graph)
+    graph.eliminate_dead_code()
+
+
+def _same_as(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
+    """Return the node whose value this node repeats, if it does."""
+    if node.target in IDENTITIES or (node.target is aten._to_copy.default and _like(node, node.args[0])):
+        return node.args[0]
+    if node.target is aten.expand.default and _like(node, node.args[0]):
+        return node.args[0]
+    if node.target is aten.copy.default and _like(node, node.args[1]):
+        return node.args[1]
+    if node.target is aten.add.Tensor and not node.kwargs:
+        for zero, other in (node.args, node.args[::-1]):
+            if zero in zeros and isinstance(other, fx.Node) and _like(node, other):
+                return other
+    return None
+
+
+def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
+    if node.target in ZEROS:
+        return True
+    first = node.args[0] if node.args else None
+    shaped = {aten.reshape.default, aten.expand.default, aten.t.default, aten._to_copy.default}
+    if node.target in LINEAR:
+        return first in zeros or (node.target is aten.mul.Tensor and node.args[1] in zeros)
+    return node.target in shaped and first in zeros
+
+
+def _like(a: fx.Node, b: fx.Node) -> bool:
+    """Tell whether two nodes hold tensors of one shape, dtype, device and memory layout."""
+    a, b = a.meta.get("val"), b.meta.get("val")
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+
+
+def _merge_repeated(graph: fx.Graph) -> None:
+    """Let nodes that compute the same thing from the same inputs be one (common subexpressions)."""
+    seen: dict[tuple, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+
+
+def _refuse_impure(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            raise TracingError(f"a tensor made inside the forward ({node.target}) was folded into the trace")
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            raise TracingError(f"{node.target} writes into a tensor")
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise TracingError(f"{node.target} draws random numbers")
+
+
+def _split(graph: fx.Graph) -> Split:
+    theta, v, *tensors = (node for node in graph.nodes if node.op == "placeholder")
+    dependent = _dependent_on(graph, v)
+    primal, tangent = fx.Graph(), fx.Graph()
+    inside = {node: primal.placeholder(f"x{i}") for i, node in enumerate([theta, *tensors])}
+    for node in graph.nodes:
+        if node not in dependent and node.op == "call_function":
+            inside[node] = primal.node_copy(node, inside.__getitem__)
+    boundary = [node for node in inside if any(user in dependent for user in node.users)]
+    primal.output([inside[node] for node in boundary])
+    outside = {v: tangent.placeholder("v")} | {node: tangent.placeholder(f"c{i}") for i, node in enumerate(boundary)}
+    for node in graph.nodes:
+        if node in dependent and node.op == "call_function":
+            outside[node] = tangent.node_copy(node, outside.__getitem__)
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    tangent.output(fx.node.map_arg(result, outside.__getitem__))
+    for part in (primal, tangent):
+        part.eliminate_dead_code()
+    return Split(fx.GraphModule(torch.nn.Module(), primal), fx.GraphModule(torch.nn.Module(), tangent))
+
+
+def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:
+    """Return the nodes whose values depend on v."""
+    dependent = {v}
+    for node in graph.nodes:
+        if any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def held_bytes(residuals: Sequence[Tensor]) -> int:
+    """Return the memory that a list of tensors keeps alive, shared storages counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals if isinstance(t, Tensor)}
+    return sum(storages.values())
