@@ -122,10 +122,9 @@ class HessianOperator:
         self._objective = Objective(_frozen_copy(self._model), self._losses, self._names,
                                     tuple(p.shape for p in source.values()), _fixed(self._model, source))
         with reproducible_kernels():
+            refuse_random(self._objective, self.theta, self.batches[0])
             if first:
                 self._prepare_batches()
-            refuse_random(self._objective, self.theta, self.batches[0])
-            refuse_coupled(self._objective, self.theta, self.batches[0])
             self.engine, self.reasons, prepare = self._choose_engine()
         self._products = plan.Kept(prepare, self.batches, self._budget)
 
@@ -165,7 +164,7 @@ class HessianOperator:
         twin._objective, twin.batches = self._objective.double(), [batch.double() for batch in self.batches]
         twin._model, twin.num_matvecs = None, 0
         for batch in twin.batches:
-            batch.weights.copy_(batch.weights.bool() / self.num_samples)
+            batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
         twin.engine = "jvp" if self.engine == "linearized" else self.engine
         twin._products = plan.Kept(products.ENGINES[twin.engine](twin._objective, twin.theta, {}), twin.batches, 0)
         return twin
@@ -180,16 +179,19 @@ class HessianOperator:
         return ScipyOperator((self.size, self.size), matvec=matvec, dtype=dtype)
 
     def _prepare_batches(self) -> None:
-        """Weigh every sample by 1/n; fill ragged batches up where the loss is per sample."""
+        """Weigh every sample by 1/n; see that samples are independent; fill ragged batches up where the loss is per sample."""
         for batch in self.batches:
             batch.weights.fill_(1.0 / self.num_samples)
         largest = max(self.batches, key=len)
         if self._objective.is_scalar(self.theta, largest):
             refuse_sum(self._objective, self.theta, largest)
         else:
+            refuse_coupled(self._objective, self.theta, largest)
             self.batches = [batch.padded(len(largest)) for batch in self.batches]
 
     def _refuse_moved(self) -> None:
+        if self._model is None:     # a float64 twin follows no model
+            return
         source = self._source()
         pieces = self.theta.split([p.numel() for p in source.values()])
         for (name, parameter), piece in zip(source.items(), pieces):
@@ -198,8 +200,8 @@ class HessianOperator:
 
     def _source(self) -> dict[str, nn.Parameter]:
         """Return the model's own parameters that form theta."""
-        parameters = dict(self._model.named_parameters()) if self._model is not None else {}
-        return {name: parameters[name] for name in self._names if name in parameters}
+        parameters = dict(self._model.named_parameters())
+        return {name: parameters[name] for name in self._names}
 
     def _choose_engine(self) -> tuple[str, dict[str, str], products.Prepare]:
         """Return the first engine that passes its checks, why the ones before it did not, and its `prepare`."""
@@ -207,7 +209,7 @@ class HessianOperator:
         for name in (products.EXACT if self._wanted == "auto" else (self._wanted,)):
             try:
                 prepare = products.ENGINES[name](self._objective, self.theta, self._traces)
-                values = products.check(prepare(self.batches[0])[0], self.theta)
+                values = products.check(prepare(self.batches[0])[0], self.theta, products.tolerance(name, self.dtype))
                 products.confirm(name, values, self._objective, self.theta, self.batches[0])
                 return name, reasons, prepare
             except torch.OutOfMemoryError:

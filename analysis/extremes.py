@@ -1,0 +1,239 @@
+"""Extreme eigenpairs at both ends, each with a recomputed residual and a second opinion in float64.
+
+Rayleigh-Ritz over the joint space of all Lanczos probes, then expansion by the residuals of the pairs that are wanted and
+not converged, with thick restarts (Wu and Simon 2000; with several probes, its block form). Several independent probes
+find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to what was found
+are tried until a run finds nothing beyond the last wanted pair.
+
+A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed. The probability of that
+is bounded by Kuczynski and Wozniakowski (1992), theorem 3.2: for m Lanczos steps from a uniform unit vector in d dimensions,
+
+    P(lambda_min(T) - lambda_min > eps (lambda_max - lambda_min)) <= 1.648 sqrt(d) exp(-(2m - 1) sqrt(eps)).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.lanczos import Krylov, Ritz, dots, gram, krylov, random_unit
+from analysis.operators import Deflated, LinearOperator
+from checkpoints.records import EigenPairs, Estimate
+from landscape.errors import InputError
+
+ENDS = {"lower": (True, False), "upper": (False, True), "both": (True, True)}
+LEVEL = 0.95        # of the bound on what was missed
+
+
+def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = "both", tol: float = 1e-5,
+                       max_matvecs: int = 1000, generator: torch.Generator, verify: bool = True,
+                       progress: Callable[[int], None] | None = None) -> EigenPairs:
+    """Return the k smallest and the k largest eigenpairs (`which`: both, lower or upper), ascending.
+
+    tol          a pair has converged when ||Hv - value v|| <= tol |value|; below the product's rounding, 1e-6 |lambda_max| for
+                 float32, no pair can
+    max_matvecs  products that may be spent beyond those of a given Krylov space; pairs are then returned as they are
+    verify       multiply each pair once more in float64
+    """
+    if which not in ENDS:
+        raise InputError(f"which={which!r} is unknown: expected one of {', '.join(ENDS)}")
+    operator = source.operator if isinstance(source, Krylov) else source
+    if not 1 <= k <= operator.size // sum(ENDS[which]):
+        raise InputError(f"k={k} is out of range: expected 1 <= k <= {operator.size // sum(ENDS[which])} for which={which!r}")
+    if not isinstance(source, Krylov):
+        steps = min(operator.size, max(20, 2 * k))
+        source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
+    space = _Space.of(source.ritz, operator, progress)
+    wanted = _Wanted(k, *ENDS[which])
+    if (missing := wanted.count - len(space.V)) > 0:    # the probes broke down early: few distinct eigenvalues
+        space.expand(random_unit(missing, operator, generator))
+    _converge(space, wanted, tol, max_matvecs)
+    if k > len(source.alphas):
+        _confirm(space, wanted, tol, max_matvecs, generator)
+    X, HX, values = space.exact(wanted)
+    return _report(X, HX, values, operator, source, space.num_matvecs + source.num_matvecs, tol, verify)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which Ritz pairs of an ascending list are asked for."""
+
+    k: int
+    lower: bool
+    upper: bool
+
+    @property
+    def count(self) -> int:
+        return self.k * (self.lower + self.upper)
+
+    def places(self, count: int) -> np.ndarray:
+        low = np.arange(min(self.k, count)) if self.lower else np.arange(0)
+        high = np.arange(max(count - self.k, 0), count) if self.upper else np.arange(0)
+        return np.union1d(low, high)
+
+
+class _Space:
+    """An orthonormal basis V with known products HV, and its Rayleigh-Ritz pairs."""
+
+    def __init__(self, V: Tensor, HV: Tensor, operator: LinearOperator, progress: Callable[[int], None] | None):
+        self.V, self.HV, self.operator, self.progress = V, HV, operator, progress
+        self.num_matvecs = 0
+
+    @classmethod
+    def of(cls, ritz: Ritz, operator: LinearOperator, progress: Callable[[int], None] | None) -> "_Space":
+        """Join the probes' spaces, dropping directions that they share to rounding."""
+        C = _orthonormalizer(gram(ritz.vectors, ritz.vectors), torch.finfo(operator.dtype).eps ** 0.5)
+        C = C.to(operator.dtype)
+        return cls(C @ ritz.vectors, C @ ritz.products, operator, progress)
+
+    def solve(self) -> None:
+        """Rotate the basis to its Ritz vectors, ascending."""
+        T = gram(self.V, self.HV)
+        values, S = torch.linalg.eigh((T + T.T) / 2)
+        S = S.T.to(self.V.dtype)
+        self.values, self.V, self.HV = values, S @ self.V, S @ self.HV
+
+    def residuals(self, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Return the residual vectors of some pairs and their norms."""
+        rows = torch.as_tensor(places)
+        R = self.HV[rows] - self.values[rows, None].to(self.V.dtype) * self.V[rows]
+        return R, dots(R, R).sqrt().cpu().numpy()
+
+    def expand(self, W: Tensor) -> bool:
+        """Add directions (q, d) to the space; return False where nothing of them is new."""
+        W = W / W.norm(dim=1, keepdim=True)
+        for _ in range(2):
+            W = W - (gram(W, self.V).to(W.dtype)) @ self.V
+        C = _orthonormalizer(gram(W, W), 1e-3).to(W.dtype)
+        if not len(C):
+            return False
+        W = C @ W
+        W = W - (gram(W, self.V).to(W.dtype)) @ self.V
+        W = W / W.norm(dim=1, keepdim=True)
+        self.V, self.HV = torch.cat([self.V, W]), torch.cat([self.HV, self._apply(W)])
+        return True
+
+    def shrink(self, places: np.ndarray) -> None:
+        """Thick restart: keep some Ritz vectors."""
+        rows = torch.as_tensor(places)
+        self.V, self.HV, self.values = self.V[rows], self.HV[rows], self.values[rows]
+
+    def exact(self, wanted: _Wanted) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the wanted Ritz vectors, their products computed anew, and their Rayleigh quotients, ascending."""
+        self.solve()
+        X = self.V[torch.as_tensor(wanted.places(len(self.V)))]
+        X = X / dots(X, X).sqrt()[:, None].to(X.dtype)
+        HX = self._apply(X)
+        values = dots(X, HX)
+        order = torch.argsort(values)
+        return X[order], HX[order], values[order]
+
+    def _apply(self, W: Tensor) -> Tensor:
+        self.num_matvecs += len(W)
+        if self.progress:
+            self.progress(len(W))
+        return self.operator.matmat(W)
+
+
+def _converge(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int) -> None:
+    """Expand by residuals of wanted pairs until all have converged, stand at rounding, or the budget is spent."""
+    eps, largest = torch.finfo(space.V.dtype).eps, 6 * wanted.k + 40
+    while True:
+        space.solve()
+        places = wanted.places(len(space.V))
+        R, norms = space.residuals(places)
+        values = space.values.cpu().numpy()
+        rounding = 8 * eps * np.abs(values).max()
+        open_ = norms > np.maximum(tol * np.abs(values[places]), rounding)
+        room = space.num_matvecs + len(places) < max_matvecs and len(space.V) < space.operator.size
+        if not open_.any() or not room:
+            return
+        chosen = _first_open(places, open_, wanted, len(space.V))
+        if len(space.V) + len(chosen) > largest:
+            space.shrink(_Wanted(2 * wanted.k + 6, True, True).places(len(space.V)))
+        if not space.expand(R[torch.as_tensor(chosen)]):
+            return
+
+
+def _first_open(places: np.ndarray, open_: np.ndarray, wanted: _Wanted, count: int) -> list[int]:
+    """Choose one open pair at each end, the outermost: one direction serves all pairs of a Krylov space."""
+    rows = np.flatnonzero(open_)
+    below = [row for row in rows if wanted.lower and places[row] < wanted.k]
+    above = [row for row in rows if wanted.upper and places[row] >= count - wanted.k]
+    return sorted({*below[:1], *above[-1:]})
+
+
+def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
+    """Look for pairs that the start vectors missed, in the complement of those found, until nothing new turns up."""
+    while space.num_matvecs < max_matvecs:
+        space.solve()
+        places = torch.as_tensor(wanted.places(len(space.V)))
+        found, values = space.V[places], space.values[places]
+        steps = min(max(10, wanted.k), space.operator.size - len(found), max_matvecs - space.num_matvecs)
+        if steps < 1:
+            return
+        fresh = krylov(Deflated(space.operator, found), num_matvecs=steps, num_probes=1, generator=generator,
+                       num_ritz=1, progress=space.progress)
+        space.num_matvecs += steps
+        before = values.clone()
+        space.expand(fresh.ritz.vectors)
+        _converge(space, wanted, tol, max_matvecs)
+        space.solve()
+        after = space.values[torch.as_tensor(wanted.places(len(space.V)))]
+        slack = max(tol, 1e2 * torch.finfo(space.V.dtype).eps) * float(after.abs().max())
+        if len(after) == len(before) and float((after - before).abs().max()) <= slack:
+            return
+
+
+def _report(X: Tensor, HX: Tensor, values: Tensor, operator: LinearOperator, source: Krylov, num_matvecs: int, tol: float,
+            verify: bool) -> EigenPairs:
+    R = HX - values[:, None].to(X.dtype) * X
+    residuals = dots(R, R).sqrt().cpu().numpy()
+    values64, rounding, verified = _second_opinion(X, HX, operator) if verify else _no_opinion(len(X))
+    values = values.cpu().numpy()
+    return EigenPairs(values, residuals, residuals <= tol * np.abs(values), values64, rounding, verified,
+                      X.cpu().numpy(), tol, num_matvecs + (len(X) if verify else 0), missed_below(source, float(values[0])))
+
+
+def _second_opinion(X: Tensor, HX: Tensor, operator: LinearOperator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Multiply once more in float64: values, the rounding of the product, and whether the sign of each value is certain."""
+    X64, wide = X.double(), operator.double()
+    norms = dots(X64, X64)
+    difference = wide.matmat(X64) - HX.double()
+    values = (dots(X64, HX.double()) + dots(X64, difference)) / norms
+    certain = values.abs() > 10 * dots(X64, difference).abs() / norms
+    return values.cpu().numpy(), difference.norm(dim=1).cpu().numpy(), certain.cpu().numpy()
+
+
+def _no_opinion(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool)
+
+
+def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estimate:
+    """Return how far below the smallest value found an eigenvalue may still lie, missed with probability 1 - level.
+
+    The probes are independent, so that all miss with the product of their probabilities. The unknown spread lambda_max -
+    lambda_min enters through the bound itself: found spread / (1 - 2 eps). -inf where the steps bound nothing.
+    """
+    probes, steps = source.alphas.shape
+    each = (1 - level) ** (1 / probes)
+    eps = (np.log(1.648 * np.sqrt(source.operator.size) / each) / (2 * steps - 1)) ** 2
+    exhausted = bool((source.betas[:, -1] == 0).all()) or steps == source.operator.size
+    spread = _spread(source, smallest)
+    low = smallest if exhausted else smallest - eps * spread / (1 - 2 * eps) if eps < 0.5 else -np.inf
+    return Estimate(smallest, float(low), smallest, level, "probes")
+
+
+def _spread(source: Krylov, smallest: float) -> float:
+    products, vectors = source.ritz.products, source.ritz.vectors
+    quotients = dots(vectors, products) / dots(vectors, vectors)
+    return float(quotients.max()) - smallest
+
+
+def _orthonormalizer(G: Tensor, cutoff: float) -> Tensor:
+    """Return C with C G C' = I from a Gram matrix, leaving out directions with norm below `cutoff` of the largest."""
+    values, S = torch.linalg.eigh(G)
+    kept = values > cutoff ** 2 * values.max() if len(values) else values > 0
+    return (S[:, kept] / values[kept].sqrt()).T

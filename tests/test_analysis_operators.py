@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+import torch
+from networks import (EXACT, AlwaysDropout, BranchOnBatch, Custom, InPlaceResidual, StopGradient, dense_hessian, images,
+                      losses, make)
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from analysis import products
+from analysis.operators import HessianOperator, MatrixOperator
+from landscape.errors import InputError
+from landscape.groups import ClassGroups
+
+X, Y = images()
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.__name__)
+def test_every_network_gets_its_dense_hessian_on_every_one_of_many_calls(kind):
+    model = make(kind)
+    operator = HessianOperator(model, losses, [(X[:4], Y[:4]), (X[4:], Y[4:])])
+    H, identity = dense_hessian(model, X, Y), torch.eye(operator.size, dtype=torch.float64)
+    for _ in range(3):
+        assert relative(operator.matmat(identity), H) < 1e-13
+    for v in identity[:3]:
+        assert torch.allclose(operator @ v, H @ v, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("engine", products.EXACT)
+def test_engines_agree(engine):
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)], engine=engine)
+    assert relative(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
+
+
+def test_finite_differences_are_near_and_only_taken_when_named():
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)], engine="differences")
+    gap = relative(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y))
+    assert 1e-14 < gap < 1e-6
+
+
+def test_the_engines_that_failed_are_named_with_their_reason():
+    operator = HessianOperator(make(Custom), losses, [(X, Y)])
+    assert operator.engine == "reverse"
+    assert "setup_context" in operator.reasons["jvp"]
+
+
+@pytest.mark.parametrize("kind, word", [(StopGradient, "not symmetric"), (AlwaysDropout, "random"),
+                                        (BranchOnBatch, "other samples")])
+def test_a_network_without_a_hessian_is_refused_in_one_line(kind, word):
+    with pytest.raises(InputError, match=word) as refusal:
+        HessianOperator(make(kind), losses, [(X, Y)])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_wrong_engine_is_caught_by_its_second_call(monkeypatch):
+    def forgetful(objective, theta, traces):
+        calls = []
+
+        def prepare(batch):
+            product = products.jvp(objective, theta, traces)(batch)[0]
+            return lambda V: (calls.append(0), product(V) * (1 if len(calls) == 1 else 2))[1], 0
+        return prepare
+    monkeypatch.setitem(products.ENGINES, "linearized", forgetful)
+    operator = HessianOperator(make(InPlaceResidual), losses, [(X, Y)])
+    assert "second call" in operator.reasons["linearized"]
+
+
+def test_a_symmetric_but_wrong_engine_is_caught_by_another():
+    def doubled(objective, theta, traces):
+        def prepare(batch):
+            product = products.jvp(objective, theta, traces)(batch)[0]
+            return lambda V: 2 * product(V), 0
+        return prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(products.ENGINES, "linearized", doubled)
+        operator = HessianOperator(make(InPlaceResidual), losses, [(X, Y)])
+    assert "differs from reverse" in operator.reasons["linearized"]
+
+
+def test_any_split_into_batches_gives_the_same_product():
+    model, v = make(InPlaceResidual), torch.randn(123, dtype=torch.float64)
+    whole = HessianOperator(model, losses, [(X, Y)], engine="jvp") @ v
+    for sizes in ((6, 1), (3, 3, 1), (1,) * 7):
+        parts = list(zip(X.split(sizes), Y.split(sizes)))
+        assert relative(HessianOperator(model, losses, parts, engine="jvp") @ v, whole) < 1e-13
+
+
+def test_group_hessians_weighted_by_size_add_up_to_the_hessian():
+    model, groups = make(InPlaceResidual), ClassGroups.head_tail([9, 9, 1], eta=5)
+    v, total = torch.randn(123, dtype=torch.float64), 0
+    for mask in groups.masks(Y).values():
+        total = total + int(mask.sum()) / len(Y) * (HessianOperator(model, losses, [(X[mask], Y[mask])], engine="jvp") @ v)
+    assert relative(total, HessianOperator(model, losses, [(X, Y)], engine="jvp") @ v) < 1e-13
+
+
+def test_recomputed_products_equal_kept_ones_bit_by_bit():
+    model, v = make(InPlaceResidual), torch.randn(123, dtype=torch.float64)
+    batches = list(zip(X.split(3), Y.split(3)))
+    kept, anew = (HessianOperator(model, losses, batches, memory=memory) for memory in (1e9, 0))
+    assert torch.equal(kept @ v, anew @ v)
+    assert kept._products.num_kept == 3 and anew._products.num_kept == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_scaled_loss_only_rescales(dtype):
+    model, (x, y) = make(InPlaceResidual, dtype), images(dtype=dtype)
+    v = torch.randn(123, dtype=dtype)
+    Hv = HessianOperator(model, losses, [(x, y)], engine="jvp") @ v
+    small = HessianOperator(model, lambda logits, targets: 2.0 ** -30 * losses(logits, targets), [(x, y)], engine="jvp") @ v
+    assert relative(small * 2.0 ** 30, Hv) < 100 * torch.finfo(dtype).eps
+
+
+def test_least_squares_has_its_closed_form():
+    model, y = nn.Linear(16, 1).double(), torch.randn(7, dtype=torch.float64)
+    operator = HessianOperator(model, lambda out, target: (out[:, 0] - target) ** 2 / 2, [(X.flatten(1), y)])
+    A = torch.cat([X.flatten(1), torch.ones(7, 1, dtype=torch.float64)], dim=1)
+    assert relative(operator.matmat(torch.eye(17, dtype=torch.float64)), A.T @ A / 7) < 1e-14
+
+
+def test_softmax_regression_has_its_closed_form():
+    model, inputs = nn.Linear(16, 3, bias=False).double(), X.flatten(1)
+    operator = HessianOperator(model, losses, [(inputs, Y)])
+    p = model(inputs).softmax(1).detach()
+    S = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    expected = torch.einsum("nab,ni,nj->aibj", S, inputs, inputs).reshape(48, 48) / 7
+    assert relative(operator.matmat(torch.eye(48, dtype=torch.float64)), expected) < 1e-14
+
+
+def test_analysis_leaves_no_trace_in_the_model():
+    model = make(InPlaceResidual)
+    model.conv.weight.grad = torch.ones_like(model.conv.weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    operator = HessianOperator(model, losses, [(X, Y)])
+    operator.matvec(torch.ones(operator.size, dtype=torch.float64))
+    operator.gradient(), operator.double(), operator.loss()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(model.conv.weight.grad, torch.ones_like(model.conv.weight)) and model.head.weight.grad is None
+
+
+def test_gradient_and_loss_are_those_of_the_mean():
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X[:5], Y[:5]), (X[5:], Y[5:])])
+    mean = losses(model.eval()(X), Y).mean()
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean, list(model.parameters()))])
+    assert relative(operator.gradient(), expected) < 1e-13
+    assert operator.loss() == pytest.approx(mean.item(), rel=1e-14)
+
+
+def test_a_changed_parameter_is_an_error_that_refresh_cures():
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)])
+    with torch.no_grad():
+        model.head.weight += 1
+    v = torch.randn(123, dtype=torch.float64)
+    with pytest.raises(InputError, match="'head.weight' has changed.*refresh"):
+        operator @ v
+    operator.refresh()
+    assert relative(operator @ v, dense_hessian(model, X, Y) @ v) < 1e-13
+
+
+def test_a_block_of_parameters_is_a_block_of_the_hessian():
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)], params=["norm.weight", "norm.bias"])
+    names = [name for name, p in model.named_parameters() for _ in range(p.numel())]
+    rows = torch.tensor([name.startswith("norm") for name in names])
+    assert relative(operator.matmat(torch.eye(4, dtype=torch.float64)), dense_hessian(model, X, Y)[rows][:, rows]) < 1e-13
+
+
+def test_float64_twin_is_the_dense_hessian_of_the_float32_weights():
+    model, (x, y) = make(InPlaceResidual, torch.float32), images(dtype=torch.float32)
+    twin = HessianOperator(model, losses, [(x[:4], y[:4]), (x[4:], y[4:])]).double()
+    expected = dense_hessian(make(InPlaceResidual, torch.float32).double(), x.double(), y)
+    assert relative(twin.matmat(torch.eye(twin.size, dtype=torch.float64)), expected) < 1e-13
+
+
+def test_dict_batches_come_through_forward():
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, None, [{"pixels": X, "label": Y}],
+                               forward=lambda net, batch: losses(net(batch["pixels"]), batch["label"]))
+    v = torch.randn(123, dtype=torch.float64)
+    assert relative(operator @ v, dense_hessian(model, X, Y) @ v) < 1e-13
+
+
+def test_a_mean_loss_is_accepted_and_a_weighted_one_refused():
+    model, v = make(InPlaceResidual), torch.randn(123, dtype=torch.float64)
+    mean = HessianOperator(model, lambda z, t: losses(z, t).mean(), [(X[:4], Y[:4]), (X[4:], Y[4:])], engine="jvp")
+    assert relative(mean @ v, dense_hessian(model, X, Y) @ v) < 1e-13
+    module = HessianOperator(model, nn.CrossEntropyLoss(), [(X, Y)], engine="jvp")
+    assert torch.equal(module @ v, HessianOperator(model, losses, [(X, Y)], engine="jvp") @ v)
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    with pytest.raises(InputError, match="reduction='none'"):
+        HessianOperator(model, lambda z, t: nn.functional.cross_entropy(z, t, weight=weights), [(X, Y)])
+
+
+def test_data_that_move_are_refused():
+    model, data = make(Custom), TensorDataset(X, Y)
+    with pytest.raises(InputError, match="can be read once"):
+        HessianOperator(model, losses, iter([(X, Y)]))
+    with pytest.raises(InputError, match="shuffling"):
+        HessianOperator(model, losses, DataLoader(data, batch_size=2, shuffle=True))
+    HessianOperator(model, losses, DataLoader(data, batch_size=2))
+
+
+@pytest.mark.parametrize("change, word", [
+    (dict(batches=[]), "empty"), (dict(engine="magic"), "unknown: expected auto, linearized"),
+    (dict(params=["nothing"]), "expected some of head.weight"), (dict(memory=-1), "memory=-1"),
+    (dict(loss=None), "loss=None"), (dict(loss=lambda z, t: z), "one value a sample"),
+    (dict(loss=lambda z, t: losses(z, t) * np.nan), "not finite for 7 of 7")])
+def test_bad_arguments_are_named(change, word):
+    arguments = dict(model=make(Custom), loss=losses, batches=[(X, Y)]) | change
+    with pytest.raises(InputError, match=word):
+        HessianOperator(**arguments)
+
+
+def test_batch_norm_without_running_statistics_is_refused():
+    with pytest.raises(InputError, match="'0' has no running statistics"):
+        HessianOperator(nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 3)).double(),
+                        losses, [(X, Y)])
+
+
+def test_scipy_sees_the_same_matrix():
+    model = make(Custom)
+    operator = HessianOperator(model, losses, [(X, Y)]).to_scipy()
+    v = np.random.default_rng(0).normal(size=operator.shape[0])
+    assert np.allclose(operator @ v, dense_hessian(model, X, Y).numpy() @ v, rtol=1e-12)
+
+
+def test_an_unsymmetric_matrix_is_refused():
+    with pytest.raises(InputError, match="not symmetric"):
+        MatrixOperator(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
