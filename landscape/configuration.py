@@ -1,0 +1,207 @@
+"""TrainConfig: everything that decides how a network is trained, checked once, stored with the result.
+
+Defaults are the SSE-SAM release's (Lyu et al. 2025) where it has the setting, except that `dataset` is the embedded one,
+the architecture is resnet32 instead of its resnet34 of 21 million parameters, and the learning rate changes at the end of
+an epoch. Epochs count from 0.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any
+
+from landscape.data import LongTailData
+from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
+from landscape.errors import InputError
+from landscape.losses import LOSSES, loss_name, loss_options
+from landscape.optimizers import BATCHNORM, FORMS, GAMMA_RULES, WEIGHTINGS
+from landscape.schedules import SCHEDULER_AT, SCHEDULES
+
+DTYPES = ("float32", "float64")
+DEFAULT_ARCHS = {"digits": "digitnet", "synthetic": "mlp"}
+OTHER_ARCH = "resnet32"
+DEFAULT_ETA = 20.0
+NOT_IDENTITY = ("device", "threads")  # where a run is computed does not make it another run
+
+
+def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ...] = (), low: float | None = None,
+            high: float | None = None, open_end: bool = False) -> Any:
+    """Declare a setting: default, help text, type, and the choices or the range low <= value <= high (< with open_end)."""
+    limits = {"text": text, "kind": kind, "choices": choices, "low": low, "high": high, "open_end": open_end}
+    return field(default_factory=dict, metadata=limits) if default == {} else field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one training run. Each is checked at construction; None means the default named in its text."""
+
+    dataset: str = setting("digits", "digits, cifar10, cifar100, synthetic, folder:PATH, npz:FILE or module:callable")
+    imb_factor: float | None = setting(None, "n_max / n_min; in (0, 1) it is read as its inverse; default: the data set's "
+                                       "(digits 20, CIFAR 100; own data are used as they are)", kind=float, low=0)
+    profile: str = setting("exp", "how class sizes fall", choices=PROFILES)
+    subset: str = setting("first", "which images of a class are kept: its first ones, or seeded ones", choices=SUBSETS)
+    data_seed: int = setting(0, "seed of subset=seeded", kind=int, low=0)
+    normalization: str | None = setting(None, "whose mean and std: cifar10 or cifar100; default: the data set's own")
+    image_size: int | None = setting(None, "pixels, for folder:PATH", kind=int, low=1)
+    arch: str | None = setting(None, "network: mlp, digitnet, resnet20, resnet32, resnet56, resnet34 (the SSE-SAM release's), "
+                               "timm:NAME, torchvision:NAME or module:callable; default: digitnet for digits, mlp for "
+                               "synthetic, else resnet32")
+    loss: str = setting("CE", "training loss; VA, the SSE-SAM README's word, is LA", choices=tuple(LOSSES))
+    loss_options: dict[str, Any] = setting({}, "options of the loss by name, such as tau=0.75", kind=dict)
+    drw_epoch: int | None = setting(None, "epoch from which classes are re-weighted (DRW); default: never", kind=int, low=0)
+    drw_beta: float = setting(0.9999, "beta of DRW", kind=float, low=0, high=1, open_end=True)
+    opt: str = setting("sgd", "optimizer", choices=tuple(FORMS))
+    eta: float | None = setting(None, "tail classes have fewer training images than this; default: 20", kind=float, low=0)
+    many: float | None = setting(None, "many-shot classes have more training images; default: the data set's", kind=float, low=0)
+    few: float | None = setting(None, "few-shot classes have fewer training images; default: the data set's", kind=float, low=0)
+    rho: float = setting(0.05, "radius of sam and imbsam, in parameter units", kind=float, low=0)
+    head_rho: float = setting(0.05, "head radius of ssesam", kind=float, low=0)
+    tail_rho: float = setting(0.05, "tail radius of ssesam", kind=float, low=0)
+    gamma: float = setting(0.0, "fraction of epochs after which ssesam drops the head's ascent: 0 from the start, 1 never",
+                           kind=float, low=0, high=1)
+    gamma_rule: str = setting("ceil", "switch after ceil(gamma * epochs) epochs, or exactly as released", choices=GAMMA_RULES)
+    weighting: str = setting("batch", "divide a group's losses by the batch, count the tail twice, or take each group's mean "
+                             "(imbsam and ssesam)", choices=WEIGHTINGS)
+    batchnorm: str = setting("every", "forward passes that move BatchNorm's running statistics", choices=BATCHNORM)
+    epochs: int = setting(200, "passes over the training images", kind=int, low=1)
+    batch_size: int = setting(64, "images a step", kind=int, low=1)
+    lr: float = setting(0.01, "learning rate", kind=float, low=0)
+    momentum: float = setting(0.9, "momentum of SGD", kind=float, low=0, high=1, open_end=True)
+    weight_decay: float = setting(1e-3, "weight decay of SGD", kind=float, low=0)
+    schedule: str = setting("cosine", "learning rate over epochs", choices=SCHEDULES)
+    scheduler_at: str = setting("end", "change the learning rate at the end of an epoch, or at its start as the SSE-SAM "
+                                "release does", choices=SCHEDULER_AT)
+    warmup_epochs: int = setting(0, "epochs of linear warm-up", kind=int, low=0)
+    milestones: tuple[int, ...] = setting((160, 180), "epochs at which schedule=step multiplies by decay", kind=tuple, low=0)
+    decay: float = setting(0.1, "factor at each milestone", kind=float, low=0)
+    augment: bool = setting(True, "augment training images as the data set says", kind=bool)
+    seed: int = setting(0, "seed of initial weights, order of images and augmentation", kind=int, low=0)
+    checkpoint_epochs: str | tuple[int, ...] = setting("last", "checkpoints to keep: last, every:K (0, K, 2K, ...) or a list "
+                                                       "such as 0,10,60; the last epoch is always kept", kind=object)
+    eval_every: int = setting(10, "evaluate on the test images every so many epochs, and after the last", kind=int, low=1)
+    max_steps: int | None = setting(None, "stop after so many steps, in the middle of an epoch if need be", kind=int, low=1)
+    dtype: str = setting("float32", "type of parameters and images", choices=DTYPES)
+    device: str = setting("auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
+    threads: int | None = setting(None, "CPU threads of torch; default: torch's", kind=int, low=1)
+
+    def __post_init__(self):
+        object.__setattr__(self, "loss", loss_name(self.loss))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                object.__setattr__(self, f.name, READERS[f.metadata["kind"]](f.name, value, f.metadata))
+        if self.imb_factor is not None:
+            object.__setattr__(self, "imb_factor", read_imb_factor(self.imb_factor)[0])
+        _check_together(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, fit for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
+        """Read what `as_dict` or `identity` returned; settings left out take their defaults."""
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+                raise InputError(f"setting {name!r} is unknown: {hint}")
+        return cls(**settings)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide whether two runs are the same: all but device and threads."""
+        return {name: value for name, value in self.as_dict().items() if name not in NOT_IDENTITY}
+
+    def resolved(self, data: LongTailData) -> "TrainConfig":
+        """Return the configuration with the defaults that depend on the data filled in."""
+        filled = {"arch": DEFAULT_ARCHS.get(self.dataset, OTHER_ARCH), "eta": DEFAULT_ETA, "many": data.many, "few": data.few}
+        if ":" not in self.dataset:  # own data given whole are used as they are: a factor would cut them
+            filled["imb_factor"] = data.imb_factor
+        return replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
+
+    def kept_epochs(self) -> frozenset[int]:
+        """Return the epochs after which a checkpoint is kept; 0 stands for the initial weights."""
+        if self.checkpoint_epochs == "last":
+            return frozenset({self.epochs})
+        if isinstance(self.checkpoint_epochs, str):
+            return frozenset({*range(0, self.epochs + 1, int(self.checkpoint_epochs.partition(":")[2])), self.epochs})
+        return frozenset({*self.checkpoint_epochs, self.epochs})
+
+
+def _read_text(name: str, value: Any, limits: Mapping[str, Any]) -> str:
+    if not isinstance(value, str) or (limits["choices"] and value not in limits["choices"]):
+        expected = f"one of {', '.join(limits['choices'])}" if limits["choices"] else "a text"
+        raise InputError(f"{name}={value!r} is unknown: expected {expected}")
+    return value
+
+
+def _read_number(name: str, value: Any, limits: Mapping[str, Any]) -> int | float:
+    whole, low, high = limits["kind"] is int, limits["low"], limits["high"]
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
+    if not fits or (low is not None and value < low) or (high is not None and _beyond(value, high, limits["open_end"])):
+        raise InputError(f"{name}={value!r} is out of range: expected {'an integer' if whole else 'a number'}{_range(name, limits)}")
+    return limits["kind"](value)
+
+
+def _beyond(value: float, high: float, open_end: bool) -> bool:
+    return value >= high if open_end else value > high
+
+
+def _range(name: str, limits: Mapping[str, Any]) -> str:
+    below = "<" if limits["open_end"] else "<="
+    if limits["high"] is None:
+        return "" if limits["low"] is None else f" >= {limits['low']}"
+    return f", {limits['low']} <= {name} {below} {limits['high']}"
+
+
+def _read_switch(name: str, value: Any, limits: Mapping[str, Any]) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is out of range: expected True or False")
+    return value
+
+
+def _read_options(name: str, value: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name}={value!r} is out of range: expected option names and their values")
+    return dict(value)
+
+
+def _read_integers(name: str, value: Any, limits: Mapping[str, Any]) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{name}={value!r} is out of range: expected a list of integers >= 0")
+    return tuple(_read_number(name, item, {**limits, "kind": int, "low": 0}) for item in value)
+
+
+def _read_checkpoints(name: str, value: Any, limits: Mapping[str, Any]) -> str | tuple[int, ...]:
+    if value == "last":
+        return value
+    every, _, count = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if every == "every" and count.isdecimal() and int(count):
+        return f"every:{int(count)}"
+    if isinstance(value, str):
+        raise InputError(f"{name}={value!r} is unknown: expected last, every:K with K >= 1, or a list of epochs")
+    return tuple(sorted(set(_read_integers(name, value, limits))))
+
+
+READERS = {str: _read_text, int: _read_number, float: _read_number, bool: _read_switch, dict: _read_options,
+           tuple: _read_integers, object: _read_checkpoints}
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Check settings whose range depends on another setting."""
+    for name in ("drw_epoch", "warmup_epochs"):
+        value = getattr(config, name)
+        if value is not None and value > config.epochs:
+            raise InputError(f"{name}={value} is out of range: expected 0 <= {name} <= epochs={config.epochs}")
+    if isinstance(config.checkpoint_epochs, tuple) and max(config.checkpoint_epochs, default=0) > config.epochs:
+        raise InputError(f"checkpoint_epochs={','.join(map(str, config.checkpoint_epochs))} is out of range: "
+                         f"expected epochs from 0 to epochs={config.epochs}")
+    if config.many is not None and config.few is not None and config.few > config.many:
+        raise InputError(f"many={config.many:g}, few={config.few:g} are out of range: expected few <= many")
+    known = loss_options(config.loss)
+    for option in config.loss_options:
+        if option not in known:
+            raise InputError(f"loss_options: {option!r} is unknown to loss {config.loss}: expected {', '.join(known) or 'none'}")

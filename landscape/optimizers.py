@@ -1,0 +1,273 @@
+"""GroupSAM: one rule for SGD, SAM, ImbSAM and SSE-SAM, and its named forms.
+
+For every class group g with radius rho_g, from the same theta and one mini-batch B:
+
+    G      = sum over g of grad L_g(theta + rho_g * grad L_g(theta) / ||grad L_g(theta)||)
+    theta <- base optimizer's step with the gradient G
+
+SGD is {all: 0}; SAM (Foret et al. 2021) is {all: rho}; ImbSAM (Zhou et al. 2023) is {head: 0, tail: rho}; SSE-SAM (Lyu et
+al. 2025) is {head: head_rho, tail: tail_rho}, and {head: 0, tail: tail_rho} after its switch. Weight decay and momentum
+live in the base optimizer alone.
+
+Differences from the released code: parameters are copied back instead of having the step subtracted; nothing is added to
+the norm; one clean forward serves all groups, so a step takes 2 forwards and 2 backwards (SAM), 2 and 3 (ImbSAM, SSE-SAM
+after the switch), 3 and 4 (SSE-SAM before it) where the SSE-SAM release always takes 4 and 4; a group without a sample in
+the batch adds exactly zero.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from landscape.ascent import Gradient, WeightedMean, add, displaced, hand_over, is_finite
+from landscape.batchnorm import running_statistics_held
+from landscape.errors import InputError
+from landscape.release_protocol import FourCallProtocol
+
+TAIL = "tail"
+WEIGHTINGS = ("batch", "double_tail", "group_mean")
+BATCHNORM = ("every", "clean")
+GAMMA_RULES = ("ceil", "released")
+Masks = Mapping[str, Tensor]                       # group name -> bool (B,)
+Closure = Callable[[], tuple[Tensor, Masks]]       # -> per-sample losses (B,) and the groups' masks
+
+
+class GroupSAM(Optimizer):
+    """Wrap a constructed base optimizer so that each class group's gradient is taken at its own perturbed parameters.
+
+    `radii` maps group names to rho_g >= 0, in the units of the parameters; the group "all" needs no mask. `param_groups`
+    and `state` are the base optimizer's own, so learning-rate schedulers may hold either object. Perturbed are the
+    trainable parameters that the base optimizer holds, with one norm over all of them.
+
+    `weighting` defines L_g, the three published ways:
+        "batch"        sum of the group's losses / |B|: SSE-SAM, and ImbSAM as first released
+        "double_tail"  the same, with the group "tail" counted twice: ImbSAM since September 2023
+        "group_mean"   sum of the group's losses / the group's samples in B: the ImbSAM baseline of the SSE-SAM release
+    `batchnorm` says which passes move BatchNorm's running statistics: "every" one, as released, or only the "clean" one.
+    Every pass normalizes with its batch's statistics either way.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, radii: Mapping[str, float], *,
+                 weighting: str = "batch", batchnorm: str = "every"):
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self.base, self.model = optimizer, model
+        self.weighting = _choice("weighting", weighting, WEIGHTINGS)
+        self.batchnorm = _choice("batchnorm", batchnorm, BATCHNORM)
+        self.epochs_done = 0
+        self._share_with_base()
+        self.set_radii(radii)
+        if not {id(p) for p in model.parameters()} & {id(p) for p in self.trained()}:
+            raise InputError("the optimizer holds no trainable parameter of the model: build it from model.parameters()")
+
+    @torch.no_grad()
+    def step(self, *closures: Closure, scaler: "torch.amp.GradScaler | None" = None) -> Tensor:
+        """Take one step; return the mean loss of the batch at the old parameters, on the device.
+
+        A closure runs one forward of the whole batch and returns its per-sample losses (B,) and a bool mask (B,) a group;
+        it calls no backward. Several closures are one batch in pieces. With `scaler`, a GradScaler, a step whose gradient
+        overflows is skipped, and `scaler.update()` remains the caller's. Clip gradients in a step hook of the base.
+        """
+        moving = [group for group, rho in self.radii.items() if rho > 0]
+        still = [group for group, rho in self.radii.items() if rho == 0]
+        loss, clean = self._pass(closures, [[group] for group in moving] + self._together(still, closures), scaler)
+        ascents, total = clean[:len(moving)], add(*clean[len(moving):])
+        if scaler is not None and not is_finite(*clean):
+            ascents, total = [], add(*clean)  # overflow before any ascent: hand it to the scaler, which skips the step
+        for group, ascent in zip(moving, ascents):
+            with displaced(ascent, self.radii[group]), self._perturbed_pass():
+                total = add(total, *self._pass(closures, [[group]], scaler)[1])
+        hand_over(self.trained(), total)
+        self.base.step() if scaler is None else scaler.step(self.base)
+        return loss
+
+    def _pass(self, closures: Sequence[Closure], bundles: list[list[str]], scaler) -> tuple[Tensor, list[Gradient]]:
+        """Return the mean loss and, for each bundle of groups, its gradient: one forward a closure, one backward a bundle."""
+        parameters, means, loss, num_samples = self.trained(), [WeightedMean() for _ in bundles], 0.0, 0
+        for closure in closures:
+            with torch.enable_grad():
+                losses, masks = _checked(closure())
+                terms = [_plus([self._loss(losses, masks, group) for group in bundle]) for bundle in bundles]
+                terms = terms if scaler is None else [scaler.scale(term) for term in terms]
+            for mean, bundle, term in zip(means, bundles, terms):
+                slopes = torch.autograd.grad(term, parameters, retain_graph=term is not terms[-1], allow_unused=True)
+                gradient = {p: slope for p, slope in zip(parameters, slopes) if slope is not None}
+                mean.include(gradient, self._weight(losses, masks, bundle))
+            loss, num_samples = loss + losses.detach().sum(), num_samples + len(losses)
+        return loss / num_samples, [mean.gradient for mean in means]
+
+    def _loss(self, losses: Tensor, masks: Masks, group: str) -> Tensor:
+        """L_g over one closure's samples."""
+        if group == "all":
+            return losses.sum() / len(losses)
+        mask = _mask(masks, group, losses)
+        # Select before summing: a group without a sample then adds exact zeros and never 0/0.
+        chosen = torch.where(mask, losses, 0.0).sum()
+        if self.weighting == "group_mean":
+            return chosen / mask.sum().clamp(min=1)
+        return chosen / (len(losses) / 2 if self.weighting == "double_tail" and group == TAIL else len(losses))
+
+    def _weight(self, losses: Tensor, masks: Masks, bundle: list[str]) -> int | Tensor:
+        """What one closure counts in the mean over closures: its samples, or its samples of the group."""
+        if self.weighting == "group_mean" and len(bundle) == 1 and bundle != ["all"]:
+            return _mask(masks, bundle[0], losses).sum(dtype=torch.float64)
+        return len(losses)
+
+    def _together(self, groups: list[str], closures: Sequence[Closure]) -> list[list[str]]:
+        """Let the groups without radius share one backward, unless each is divided by its own count over several closures."""
+        if not closures:
+            raise InputError("step() needs a closure that returns per-sample losses and group masks: step(closure)")
+        apart = self.weighting == "group_mean" and len(closures) > 1
+        return [[group] for group in groups] if apart or not groups else [groups]
+
+    def _perturbed_pass(self):
+        return running_statistics_held(self.model) if self.batchnorm == "clean" else nullcontext()
+
+    def trained(self) -> list[Tensor]:
+        """Return the trainable parameters that the base optimizer holds now."""
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def set_radii(self, radii: Mapping[str, float]) -> None:
+        """Replace the radii from the next step on."""
+        if not radii:
+            raise InputError("radii is empty: expected a radius for at least one group, such as {'all': 0.05}")
+        self.radii = {group: _radius(f"rho of group {group!r}", rho) for group, rho in radii.items()}
+
+    def end_epoch(self) -> None:
+        """Count one training epoch as done; a form with stages switches here."""
+        self.epochs_done += 1
+
+    def state_dict(self) -> dict:
+        """Return the base optimizer's state together with the radii and the number of epochs done."""
+        return self.base.state_dict() | {"radii": dict(self.radii), "epochs_done": self.epochs_done}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continue from what `state_dict` returned, stage included."""
+        if "radii" not in state_dict:
+            raise InputError("the state has no radii: it is a plain optimizer's; load it into the base optimizer instead")
+        self.base.load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
+        self._share_with_base()
+        self.epochs_done = state_dict["epochs_done"]
+        self.set_radii(state_dict["radii"])
+
+    def _share_with_base(self) -> None:
+        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
+
+    def __getstate__(self) -> dict:
+        # torch copies three fields only, and a copy would lack its base; schedulers hang a `step` of their own on the object.
+        return {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "step"}
+
+
+class SAM(GroupSAM):
+    """SAM (Foret et al. 2021): one ascent along the whole batch's gradient. Two forwards and two backwards a step."""
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, rho: float = 0.05, **options):
+        super().__init__(optimizer, model, {"all": _radius("rho", rho)}, **options)
+
+
+class ImbSAM(GroupSAM):
+    """ImbSAM (Zhou et al. 2023): the head's gradient in place, the tail's after an ascent. Two forwards, three backwards."""
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, rho: float = 0.05, **options):
+        super().__init__(optimizer, model, {"head": 0.0, TAIL: _radius("rho", rho)}, **options)
+
+
+class SSESAM(FourCallProtocol, GroupSAM):
+    """SSE-SAM (Lyu et al. 2025): an ascent for head and tail each, and for the tail alone after the switch.
+
+    The switch happens when ceil(gamma * total_epochs) epochs are done: gamma = 0 is the tail alone from the first step,
+    gamma = 1 never switches. Call `end_epoch()` after each epoch. With gamma_rule="released" the product is compared as it
+    rounds (0.55 * 200 switches after 111 epochs) and gamma = 0 never switches, which is what the released code says before
+    it stops at its missing counter. Answers the release's four calls too: see FourCallProtocol.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, head_rho: float = 0.05, tail_rho: float = 0.05,
+                 gamma: float = 0.0, total_epochs: int = 200, *, gamma_rule: str = "ceil", **options):
+        self.switch_epoch = switch_epoch(gamma, total_epochs, gamma_rule)
+        radii = {"head": _radius("head_rho", head_rho), TAIL: _radius("tail_rho", tail_rho)}
+        super().__init__(optimizer, model, radii, **options)
+
+    @property
+    def stage(self) -> int:
+        """1 before the switch, 2 after it."""
+        return 1 if self.epochs_done < self.switch_epoch else 2
+
+    def set_radii(self, radii: Mapping[str, float]) -> None:
+        """Replace the radii from the next step on; after the switch the head's stays 0."""
+        super().set_radii(radii if self.stage == 1 else {**radii, "head": 0.0})
+
+    def end_epoch(self) -> None:
+        """Count one training epoch as done, and switch when it was the last of stage I."""
+        super().end_epoch()
+        self.set_radii(self.radii)
+
+
+def switch_epoch(gamma: float, total_epochs: int, rule: str = "ceil") -> float:
+    """Return the number of epochs after which SSE-SAM drops the head's ascent; infinity for never."""
+    _choice("gamma_rule", rule, GAMMA_RULES)
+    if not 0 <= gamma <= 1:
+        raise InputError(f"gamma={gamma} is out of range: expected 0 <= gamma <= 1, the fraction of epochs before the switch")
+    if not total_epochs >= 1:
+        raise InputError(f"total_epochs={total_epochs} is out of range: expected an integer >= 1")
+    if gamma == 1 or (gamma == 0 and rule == "released"):
+        return math.inf
+    # 0.07 * 100 is 7.000000000000001 in floating point: without the guard it would switch after 8 epochs.
+    return math.ceil(gamma * total_epochs - (1e-9 if rule == "ceil" else 0))
+
+
+# opt -> (base optimizer, model, config, options) -> GroupSAM: a new form is one row.
+FORMS: dict[str, Callable[..., GroupSAM]] = {
+    "sgd": lambda base, model, c, **options: GroupSAM(base, model, {"all": 0.0}, **options),
+    "sam": lambda base, model, c, **options: SAM(base, model, c.rho, **options),
+    "imbsam": lambda base, model, c, **options: ImbSAM(base, model, c.rho, **options),
+    "ssesam": lambda base, model, c, **options: SSESAM(base, model, c.head_rho, c.tail_rho, c.gamma, c.epochs,
+                                                       gamma_rule=c.gamma_rule, **options),
+}
+
+
+def build_optimizer(config, model: nn.Module) -> GroupSAM:
+    """Build the form that `config.opt` names around torch's SGD with the configuration's lr, momentum and weight_decay."""
+    form = FORMS[_choice("opt", config.opt, tuple(FORMS))]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
+    base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return form(base, model, config, weighting=config.weighting, batchnorm=config.batchnorm)
+
+
+def _checked(answer: Tensor | tuple[Tensor, Masks]) -> tuple[Tensor, Masks]:
+    losses, masks = (answer, {}) if isinstance(answer, Tensor) else answer
+    if losses.ndim != 1 or not len(losses):
+        raise InputError(f"the closure returned losses of shape {tuple(losses.shape)}: expected one a sample, (B,) with B >= 1; "
+                         "build the loss with reduction='none'")
+    if not losses.requires_grad:
+        raise InputError("the closure's losses carry no gradient: compute them from the model, outside torch.no_grad()")
+    return losses, masks
+
+
+def _mask(masks: Masks, group: str, losses: Tensor) -> Tensor:
+    if group not in masks:
+        raise InputError(f"the closure returned no mask for group {group!r}: it has {', '.join(masks) or 'none'}")
+    if masks[group].shape != losses.shape or masks[group].dtype != torch.bool:
+        raise InputError(f"the mask of group {group!r} is {masks[group].dtype} {tuple(masks[group].shape)}: expected "
+                         f"torch.bool {tuple(losses.shape)}, one entry a sample")
+    return masks[group]
+
+
+def _plus(terms: list[Tensor]) -> Tensor:
+    return sum(terms[1:], terms[0])
+
+
+def _radius(name: str, rho: float) -> float:
+    if not (math.isfinite(rho) and rho >= 0):
+        raise InputError(f"{name}={rho} is out of range: expected a finite number >= 0; 0 switches the ascent off")
+    return float(rho)
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is unknown: expected one of {', '.join(choices)}")
+    return value

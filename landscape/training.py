@@ -1,0 +1,265 @@
+"""The training loop: one network, one long-tailed data set, one optimizer of the family.
+
+The data live on the device as bytes, and are augmented and normalized there in blocks. Nothing waits for the device inside
+an epoch: losses stay there, and the first one that is not finite is found at the epoch's end. All randomness comes from
+generators seeded by (seed, epoch), so a resumed run needs no generator state and repeats the undisturbed one bit by bit on
+the CPU. Nothing is written here: a Recorder is told of checkpoints, metrics and the point to resume from, as NumPy arrays.
+
+A last batch smaller than the others is kept; one of a single image joins the batch before it, since BatchNorm cannot
+normalize one value a channel.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.ascent import is_finite
+from landscape.batchnorm import evaluation_mode
+from landscape.configuration import TrainConfig
+from landscape.data import LongTailData, load_data
+from landscape.errors import DivergedError, InputError
+from landscape.evaluation import evaluate
+from landscape.groups import ClassGroups
+from landscape.losses import build_loss, drw_weights, needs_cosine_head
+from landscape.models import build_model
+from landscape.optimizers import Closure, GroupSAM, build_optimizer
+from landscape.schedules import learning_rate
+from landscape.snapshot import restore_snapshot, snapshot, state_arrays
+
+__all__ = ["Recorder", "TrainConfig", "TrainResult", "choose_device", "train", "training_data"]
+
+ORDER, AUGMENTATION, NETWORK = range(3)  # what a generator is for
+BLOCK = 2048                             # images augmented and normalized at once
+
+
+class Recorder(Protocol):
+    """What the loop tells of a run: after each epoch `checkpoint` (if chosen), then `epoch`, then `resume`."""
+
+    def checkpoint(self, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keep parameters and buffers after `epoch` epochs, by their state_dict names."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Keep one epoch's row of metrics."""
+
+    def resume(self, arrays: dict[str, Any]) -> None:
+        """Replace the point from which training would go on."""
+
+    def resumed(self) -> Mapping[str, Any] | None:
+        """Return the arrays last given to `resume`, or None in a fresh run."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a call of `train` did."""
+
+    model: nn.Module
+    metrics: list[dict[str, float]]  # the rows of the epochs that this call ran; earlier ones are the recorder's
+    epochs_done: int                 # over all calls; an epoch cut short by max_steps counts
+    config: TrainConfig              # with the defaults that depend on the data filled in
+
+
+def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Module | None = None,
+          recorder: Recorder | None = None, progress: Callable[[dict[str, float]], None] | None = None,
+          on_step: Callable[[int], None] | None = None) -> TrainResult:
+    """Train a network; return it with one row of metrics an epoch.
+
+    `data` and `model` replace what the configuration names; a model is trained in place. Where the recorder has a point to
+    resume from, training goes on behind it. `progress` is called with each epoch's row, `on_step` with 1 after each step.
+    A row holds epoch (the number of epochs done), lr, train_loss (mean over the epoch, at the parameters before each step),
+    head_rho, tail_rho and seconds, and on evaluated epochs what `evaluate` returns. Raises DivergedError, naming epoch and
+    step, where the training loss stops being finite; nothing is recorded of that epoch.
+    """
+    data = training_data(config) if data is None else data
+    config = config.resolved(data)
+    with _threads(config.threads):
+        run = _Run(config, data, model)
+        start, rows = run.resume_from(recorder.resumed() if recorder else None), []
+        if recorder and start == 0 and 0 in config.kept_epochs():
+            recorder.checkpoint(0, state_arrays(run.model))
+        for epoch in range(start, run.num_epochs):
+            rows.append(run.epoch(epoch, on_step or (lambda steps: None)))
+            if recorder:
+                _record(recorder, run, rows[-1])
+            if progress:
+                progress(rows[-1])
+    return TrainResult(run.model, rows, max(start, run.num_epochs), config)
+
+
+def training_data(config: TrainConfig, data_dir: str | Path | None = None, progress: bool = True) -> LongTailData:
+    """Load the data set that a configuration names."""
+    return load_data(config.dataset, imb_factor=config.imb_factor, profile=config.profile, subset=config.subset,
+                     seed=config.data_seed, normalization=config.normalization, image_size=config.image_size,
+                     data_dir=data_dir, progress=progress)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is a GPU where there is one. A device that is not here is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name!r} is unknown: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={name!r} is not here: this machine shows {torch.cuda.device_count()} CUDA devices; "
+                         "use auto or cpu")
+    return device
+
+
+def batch_sizes(num_images: int, batch_size: int) -> list[int]:
+    """Return the sizes of an epoch's batches: all images, the last batch ragged but never of one image."""
+    full, rest = divmod(num_images, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    if rest == 1 and full:
+        return sizes[:-2] + [batch_size + 1]
+    return sizes
+
+
+class _Run:
+    """A network, its data, and what is needed to train the one on the other."""
+
+    def __init__(self, config: TrainConfig, data: LongTailData, model: nn.Module | None):
+        self.config, self.device, self.dtype = config, choose_device(config.device), getattr(torch, config.dtype)
+        self.data = data.to(self.device)
+        self.model = (_fresh_model(config, data) if model is None else model).to(self.device, self.dtype)
+        _check_outputs(self.model, self.data, self.dtype)
+        self.optimizer: GroupSAM = build_optimizer(config, self.model)
+        self.loss = build_loss(config.loss, data.counts, **config.loss_options).to(self.device, self.dtype)
+        self.class_weights = None
+        if config.drw_epoch is not None:
+            self.class_weights = drw_weights(data.counts, config.drw_beta).to(self.device, self.dtype)
+        self.membership = ClassGroups.head_tail(data.counts, config.eta).membership(self.device)
+        self.groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few).with_classes()
+        self.sizes = batch_sizes(len(data.train), config.batch_size)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs to run, the last of them perhaps in part."""
+        steps = self.config.max_steps
+        return self.config.epochs if steps is None else min(self.config.epochs, -(-steps // len(self.sizes)))
+
+    def resume_from(self, arrays: Mapping[str, Any] | None) -> int:
+        """Continue where `arrays` were taken; return the number of epochs done."""
+        return 0 if arrays is None else restore_snapshot(self.model, self.optimizer, arrays)
+
+    def epoch(self, epoch: int, on_step: Callable[[int], None]) -> dict[str, float]:
+        """Train the epoch with this index, evaluate where it is due, and return the row of metrics."""
+        start, lr, radii = time.perf_counter(), learning_rate(self.config, epoch), self.optimizer.radii
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        train_loss = self._train_epoch(epoch, on_step)
+        self.optimizer.end_epoch()
+        row = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "head_rho": radii.get("head", radii.get("all")),
+               "tail_rho": radii.get("tail", radii.get("all")), "seconds": time.perf_counter() - start}
+        if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
+            row |= evaluate(self.model, self.data, self.groups)
+        return row
+
+    def _train_epoch(self, epoch: int, on_step: Callable[[int], None]) -> float:
+        self.model.train()
+        steps = self.config.max_steps
+        sizes = self.sizes if steps is None else self.sizes[:steps - epoch * len(self.sizes)]
+        losses = []
+        with _global_seed(_seed(self.config.seed, epoch, NETWORK), self.device):
+            for inputs, labels in islice(self._batches(epoch), len(sizes)):
+                losses.append(self.optimizer.step(self._closure(inputs, labels, epoch)))
+                on_step(1)
+        return _mean_loss(torch.stack(losses), sizes, epoch, self.model, self.config)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalized images (B, C, H, W) and labels (B,), shuffled and augmented."""
+        train, seed = self.data.train, self.config.seed
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_seed(seed, epoch, ORDER))).to(self.device)
+        draws = torch.Generator(self.device).manual_seed(_seed(seed, epoch, AUGMENTATION))
+        a_block = max(BLOCK // self.config.batch_size, 1)
+        sizes = [self.sizes[i:i + a_block] for i in range(0, len(self.sizes), a_block)]
+        for chosen, parts in zip(order.split([sum(block) for block in sizes]), sizes):
+            images = train.images[chosen]
+            images = self.data.augmentation(images, draws) if self.config.augment else images
+            yield from zip(self.data.inputs(images, self.dtype).split(parts), train.labels[chosen].split(parts))
+
+    def _closure(self, inputs: Tensor, labels: Tensor, epoch: int) -> Closure:
+        masks = {group: table[labels] for group, table in self.membership.items()}
+        weights = None
+        if self.class_weights is not None and epoch >= self.config.drw_epoch:
+            # Times |B| over their sum, so that the mean over the batch is torch's weighted mean, as in LDAM-DRW.
+            weights = self.class_weights[labels]
+            weights = weights * (len(labels) / weights.sum())
+
+        def closure() -> tuple[Tensor, dict[str, Tensor]]:
+            losses = self.loss(self.model(inputs), labels)
+            return losses if weights is None else losses * weights, masks
+        return closure
+
+
+def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
+    done = row["epoch"]
+    if done in run.config.kept_epochs() or done == run.num_epochs:
+        recorder.checkpoint(done, state_arrays(run.model))
+    recorder.epoch(row)
+    recorder.resume(snapshot(run.model, run.optimizer))
+
+
+def _fresh_model(config: TrainConfig, data: LongTailData) -> nn.Module:
+    cosine = needs_cosine_head(config.loss, **config.loss_options)
+    return build_model(config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine,
+                       generator_seed=config.seed)
+
+
+@torch.no_grad()
+def _check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> None:
+    # Also finds a label that no output stands for, which on a GPU would end in an assertion of the device.
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
+        shape = tuple(model(data.inputs(data.train.images[:2], dtype)).shape)
+    expected = (len(data.train.images[:2]), data.num_classes)
+    if shape != expected:
+        raise InputError(f"the model returns shape {shape} for {expected[0]} images: expected {expected}, "
+                         "one logit a class")
+
+
+def _mean_loss(losses: Tensor, sizes: list[int], epoch: int, model: nn.Module, config: TrainConfig) -> float:
+    """Return the mean over samples of an epoch's losses (steps,); raise DivergedError where one is not finite."""
+    values = losses.double().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(values))
+    advice = f"lower lr={config.lr:g} or the radius, or add warmup_epochs"
+    if bad.size:
+        raise DivergedError(f"training diverged: the loss is {values[bad[0]]} in epoch {epoch} at step {bad[0]} "
+                            f"(both count from 0); {advice}")
+    if not is_finite({p: p.detach() for p in model.parameters()}):
+        raise DivergedError(f"training diverged: a parameter is not finite in epoch {epoch} after step {len(values) - 1} "
+                            f"(both count from 0); {advice}")
+    return float(np.average(values, weights=sizes))
+
+
+def _seed(seed: int, epoch: int, purpose: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, purpose)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that dropout draws from, and give the caller's back afterwards."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.random.default_generator.manual_seed(seed)
+        for gpu in cuda:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
