@@ -178,6 +178,11 @@ class HessianOperator:
             return self.matvec(torch.as_tensor(v.ravel(), dtype=self.dtype)).cpu().numpy()
         return ScipyOperator((self.size, self.size), matvec=matvec, dtype=dtype)
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory that kept microbatches take."""
+        return self._products.bytes
+
     def _prepare_batches(self) -> None:
         """Weigh every sample by 1/n; see that samples are independent; fill ragged batches up where the loss is per sample."""
         for batch in self.batches:

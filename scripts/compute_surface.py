@@ -1,0 +1,65 @@
+"""`landscape surface RUN`: loss and accuracy of every class group on a line or plane through stored checkpoints."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, chosen_epochs
+from scripts.options import Progress, add_common_arguments, emit_json, say
+
+NAME = "surface"
+HELP = "evaluate every group's loss on a line or plane through the checkpoints of a run"
+
+TEXTS = {
+    "directions": "random: Gaussian, filter-normalised; eigen: the most negative and the largest eigenvector of --group",
+    "group": "whose eigenvectors; needs its stored spectrum", "dims": "1: a line, 2: a plane", "points": "along each direction, odd",
+    "span": "from -span to span: filter norms for random directions, parameter units for eigenvectors",
+    "max_samples": "images of head and of tail each; default: all", "batch_size": "images evaluated at once",
+    "split": "un-augmented training images, or test images", "dtype": "of the forward passes", "seed": "of directions and subsets"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from analysis import settings
+    choices = {"directions": settings.DIRECTIONS, "split": settings.SPLITS, "dtype": settings.DTYPES, "dims": (1, 2)}
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    add_epoch_argument(parser)
+    for setting in fields(settings.SurfaceSettings):
+        kind = int if setting.default is None else type(setting.default)
+        parser.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=TEXTS[setting.name],
+                            choices=choices.get(setting.name))
+    parser.add_argument("--name", help="name of the stored surface; default: made of epoch, directions and dimensions")
+    add_place_arguments(parser)
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate the surfaces that are not stored yet and say where they are."""
+    from analysis.pipeline import Subject, compute_surface
+    from analysis.settings import SurfaceSettings
+    from checkpoints.store import RunStore
+
+    settings = SurfaceSettings(**{f.name: getattr(args, f.name) for f in fields(SurfaceSettings)})
+    plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
+    shown = []
+    for store, epochs in plans:
+        subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
+        with Progress(len(epochs) * settings.points ** settings.dims, str(store.path), quiet=args.quiet or args.json,
+                      unit="point") as bar:
+            for epoch in epochs:
+                record, fresh = compute_surface(subject, epoch, settings, name=args.name, progress=bar)
+                shown.append({"run": str(store.path), "name": record.name, "epoch": epoch, "directions": record.direction_names,
+                              "groups": {g: _range(record.loss[i]) for i, g in enumerate(record.groups)},
+                              "stored_before": not fresh})
+                say(args, f"{store.path / 'surfaces' / record.name}.h5: loss of {', '.join(record.groups)} along "
+                          f"{' and '.join(record.direction_names)}")
+    emit_json(args, {"surfaces": shown})
+    say(args, f"next: landscape figures {'surface' if settings.dims == 2 else 'lines'} {' '.join(map(str, args.runs))}")
+    return 0
+
+
+def _range(loss: np.ndarray) -> dict[str, float]:
+    finite = loss[np.isfinite(loss)]
+    return {"lowest": float(finite.min()) if finite.size else float("nan"),
+            "highest": float(finite.max()) if finite.size else float("nan"), "not_finite": int(loss.size - finite.size)}
