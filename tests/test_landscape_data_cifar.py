@@ -179,7 +179,7 @@ def test_wrong_counts_shapes_and_labels_name_the_file_and_what_was_expected(tmp_
         ("train", {"fine_labels": [5] + labels[1:]}, r"train holds the wrong 'fine_labels'"),
         ("train", {"fine_labels": [-1] + labels[1:]}, r"train holds the wrong 'fine_labels'"),
         ("train", {"fine_labels": [0.0] + labels[1:]}, r"train holds the wrong 'fine_labels'"),
-        ("train", {"data": np.zeros((30, 9), np.uint8)}, r"wrong 'data' .uint8 \(30, 9\).: expected uint8 \(30, 3072\)"),
+        ("train", {"data": np.zeros((30, 9), np.uint8)}, r"wrong 'data' .uint8 .30, 9..: expected uint8 \(30, 3072\)"),
         ("train", {"data": np.zeros((30, 3072), np.int64)}, r"wrong 'data' .int64"),
         ("test", {"data": None}, r"test holds the wrong 'data' .NoneType.: expected uint8 \(10, 3072\)"),
         ("test", {"fine_labels": None}, r"test holds the wrong 'fine_labels'"),

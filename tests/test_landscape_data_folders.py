@@ -66,6 +66,16 @@ def test_images_of_several_sizes_are_cut_to_a_square_and_resized_with_a_note(tmp
     assert load_folder(tmp_path, 12, progress=False).image_size == 12
 
 
+def test_a_wide_image_is_cut_around_its_middle_and_not_squeezed(tmp_path):
+    write(tmp_path)
+    stripes = np.zeros((20, 60, 3), dtype=np.uint8)
+    stripes[:, 20:40, 1] = 255
+    Image.fromarray(stripes).save(tmp_path / "train" / "cat" / "wide.png")
+    middle = load_folder(tmp_path, 10, progress=False).train.images[4]
+    # The outermost columns are interpolated with what lies beyond the cut.
+    assert (middle[:, :, 1:-1].flatten(1) == torch.tensor([[0], [255], [0]])).all()
+
+
 def test_other_files_and_hidden_ones_are_left_out(tmp_path):
     write(tmp_path)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
