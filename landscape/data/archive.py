@@ -45,7 +45,8 @@ def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise InputError(f"{url} cannot be downloaded ({error})") from None
+        cause = error.reason if type(error) is urllib.error.URLError else error  # without the library's wrapping
+        raise InputError(f"{url} cannot be downloaded ({cause})") from None
 
 
 def unpack(archive: Path, member: str, md5: str) -> Path:
