@@ -22,8 +22,8 @@ ACCURACY_GROUPS = ("many", "medium", "few", "head", "tail", "all")   # in the or
 
 # What a curvature table holds, each a number of one record. Names as in the glossary; "negative ratio" is none of them.
 CURVATURES: Mapping[str, Callable[[Curvature], float]] = {
-    "lambda_min": lambda record: float(record.eigenpairs.values[0]),
-    "lambda_max": lambda record: float(record.eigenpairs.values[-1]),
+    "lambda_min": lambda record: _end(record, 0),
+    "lambda_max": lambda record: _end(record, -1),
     "extreme_ratio": lambda record: record.extreme_ratio.value,
     "negative_mass": lambda record: record.negative_mass.value,
     "trace": lambda record: record.trace.value,
@@ -58,7 +58,7 @@ def pooled(records: Sequence[Curvature], quantity: str, level: float = 0.95) -> 
 
 
 def curvature_frame(runs: Comparison) -> pd.DataFrame:
-    """Return every curvature record of every run as one row: opt, seed, epoch, group, then the quantities of CURVATURES."""
+    """Return every curvature record as one row: opt, seed, epoch, group, then the quantities of CURVATURES."""
     rows = [_curvature_row(opt, member, record)
             for opt, members in runs.members.items() for member in members
             for record in sorted(member.curvatures.values(), key=lambda record: (record.epoch, record.group))]
@@ -69,7 +69,7 @@ def curvature_table(runs: Comparison, epoch: int | None = None, groups: Sequence
                     level: float = 0.95) -> pd.DataFrame:
     """Return one row per optimizer and group at `epoch` (default: the last that every run has), with t intervals.
 
-    Negative mass is taken below one threshold for the whole table, which the column `threshold` states. A missing record
+    Negative mass is taken below one threshold for the whole table, stated in the column `threshold`. A missing record
     is an error naming the command that makes it.
     """
     groups = runs.present(groups)
@@ -131,6 +131,14 @@ def accuracy_table(runs: Comparison, epoch: int | None = None, groups: Sequence[
     return pd.DataFrame(rows).set_index("opt")
 
 
+def last_accuracies(runs: Comparison, groups: Sequence[str] = ACCURACY_GROUPS,
+                    epoch: int | None = None) -> pd.DataFrame:
+    """Return one row a run: opt, seed, epoch and the test accuracy of each group, behind `accuracy_table`."""
+    rows = [{"opt": opt, "seed": member.config.get("seed")} | _accuracies(member, epoch, groups)
+            for opt, members in runs.members.items() for member in members]
+    return pd.DataFrame(rows, columns=["opt", "seed", "epoch", *groups])
+
+
 def as_text(table: pd.DataFrame, names: Sequence[str], percent: bool = False) -> str:
     """Return a table as aligned plain text, each cell `mean ± half width` (or the mean alone), NaN as "absent"."""
     cells = {name: [cell(row, name, percent) for _, row in table.iterrows()] for name in names}
@@ -138,9 +146,10 @@ def as_text(table: pd.DataFrame, names: Sequence[str], percent: bool = False) ->
 
 
 def cell(row: Mapping[str, Any], name: str, percent: bool = False) -> str:
-    """Return one quantity of a table row as `mean ± half width`: three significant digits, or percent with one decimal."""
+    """Return one quantity of a row as `mean ± half width`: three significant digits, or percent with one decimal."""
     numbers = (float(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
-    return interval_text(*((100 * number for number in numbers) if percent else numbers), decimals=1 if percent else None)
+    return interval_text(*((100 * number for number in numbers) if percent else numbers),
+                         decimals=1 if percent else None)
 
 
 def interval_text(value: float, low: float, high: float, decimals: int | None = None) -> str:
@@ -184,6 +193,11 @@ def as_json(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
 
 
+def _end(record: Curvature, place: int) -> float:
+    values = record.eigenpairs.values
+    return float(values[place]) if values.size else np.nan
+
+
 def _at_threshold(record: Curvature, shared: float, level: float) -> Curvature:
     return replace(record, threshold=shared, negative_mass=negative_mass(record.spectrum, shared, level))
 
@@ -191,20 +205,22 @@ def _at_threshold(record: Curvature, shared: float, level: float) -> Curvature:
 def _curvature_row(opt: str, member: Member, record: Curvature) -> dict[str, Any]:
     row = {"opt": opt, "seed": member.config.get("seed"), "epoch": record.epoch, "group": record.group}
     row |= {name: of(record) for name, of in CURVATURES.items()}
-    return row | {"lambda_min_verified": bool(record.eigenpairs.verified[0]), "threshold": record.threshold,
+    return row | {"lambda_min_verified": bool(record.eigenpairs.verified[:1].all() and record.eigenpairs.values.size),
+                  "threshold": record.threshold,
                   "num_samples": record.num_samples, "num_available": record.num_available}
 
 
 def _spread(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    return {column: number for name, estimate in estimates.items()
-            for column, number in ((name, estimate.value), (f"{name}_low", estimate.low), (f"{name}_high", estimate.high))}
+    return {column: number for name, e in estimates.items()
+            for column, number in ((name, e.value), (f"{name}_low", e.low), (f"{name}_high", e.high))}
 
 
 def _evaluated_rows(member: Member) -> pd.DataFrame:
     columns = [name for name in member.metrics.columns if name.startswith("test_accuracy/")]
     rows = member.metrics[["epoch", *columns]].dropna(how="all", subset=columns) if columns else member.metrics
     if not len(rows):
-        raise RecordError(f"{member.name}: no evaluated epoch in metrics.csv; train it with: landscape train --out {member.name}")
+        raise RecordError(f"{member.name}: metrics.csv has no evaluated epoch; train it with: "
+                          f"landscape train --out {member.name}")
     return rows
 
 
@@ -223,8 +239,8 @@ def _accuracies(member: Member, epoch: int | None, groups: Sequence[str]) -> dic
     if epoch not in rows.index:
         raise RecordError(f"epoch={epoch} was not evaluated in {member.name}: expected one of "
                           + ", ".join(str(known) for known in rows.index))
-    row = rows.loc[epoch].rename(lambda name: name.partition("/")[2])
-    return {"epoch": epoch} | {group: float(row[group]) for group in groups if group in row and not np.isnan(row[group])}
+    row = rows.loc[epoch].dropna().rename(lambda name: name.partition("/")[2])
+    return {"epoch": epoch} | {group: float(row[group]) for group in groups if group in row}
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,178 @@
+"""One picture for newcomers: did training leave the saddle, for the frequent classes and for the rare ones?
+
+Left the head, right the tail. Top: the spectrum of each optimizer, negative curvature on tinted ground. Middle: how the
+most negative curvature fades during training. Bottom: the test accuracy reached, every seed a dot. The
+sentences below the title are written from the same records.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import summary
+from checkpoints.comparison import Comparison
+from checkpoints.records import Curvature
+from figures import style
+from figures.accuracy import optimizer_handles
+from figures.options import Options
+from figures.saddle import over_epochs, plot_over_epochs, set_lambda_min_limits
+from figures.spectrum import Scale, common_scale, density_grid, set_eigenvalue_axis, smoothed
+
+TITLE = "Did training leave the saddle?"
+MEANING = {"head": "head: the frequent classes", "tail": "tail: the rare classes"}
+
+
+def plot_ridges(ax: Axes, pools: Mapping[str, Sequence[Curvature]], scale: Scale) -> dict:
+    """Draw one spectrum below the other, one lane an optimizer, heights logarithmic above the floor of `scale`.
+
+    A triangle marks the mean lambda_min of each optimizer, filled where every run's is verified. Return {opt: artists}.
+    """
+    densities = {opt: _ridge(pool, scale) for opt, pool in pools.items()}
+    top = max(heights.max() for _, heights in densities.values())
+    set_eigenvalue_axis(ax, scale, most=7)
+    artists = {}
+    for lane, (opt, (grid, heights)) in enumerate(densities.items()):
+        base, color = len(pools) - 1 - lane, style.look(opt).color
+        outline = base + 0.86 * heights / top
+        fill = ax.fill_between(grid, base, outline, color=color, alpha=0.35, linewidth=0, zorder=2)
+        line, = ax.plot(grid, outline, color=color, linewidth=1.0, zorder=3)
+        artists[opt] = {"fill": fill, "line": line, "lambda_min": _mark_lambda_min(ax, pools[opt], base, color)}
+    ax.set_ylim(-0.1, len(pools))
+    ax.set_yticks([len(pools) - 1 - lane for lane in range(len(pools))], [style.look(opt).name for opt in pools],
+                  va="bottom")
+    for label, opt in zip(ax.get_yticklabels(), pools):
+        label.set(color=style.look(opt).color, fontweight="bold")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return artists
+
+
+def plot_seeds(ax: Axes, values: pd.DataFrame, table: pd.DataFrame, group: str) -> None:
+    """Draw the accuracy of `group` in percent, one lane an optimizer: each seed a dot, the mean with its interval."""
+    opts = list(table.index)
+    seeds = pd.DataFrame({"opt": values["opt"], "accuracy": 100 * values[group]}).dropna()
+    seaborn.stripplot(seeds, x="accuracy", y="opt", hue="opt", order=opts, hue_order=opts, jitter=False, size=3.5,
+                      alpha=0.45,
+                      palette=[style.look(opt).color for opt in opts], legend=False, ax=ax)
+    for lane, opt in enumerate(opts):
+        value, low, high = (100 * table.loc[opt, column] for column in (group, f"{group}_low", f"{group}_high"))
+        color = style.look(opt).color
+        ax.plot([value], [lane], marker="|", markersize=11, markeredgewidth=2, color=color, linestyle="")
+        ax.plot(np.clip([low, high], 0, 100), [lane, lane], color=color, linewidth=1)
+        if np.isfinite(value):
+            ax.annotate(f"{value:.1f} %", (1.0, lane), xycoords=("axes fraction", "data"), xytext=(3, 0), va="center",
+                        textcoords="offset points", fontsize=style.SMALL, color=color)
+    ax.set(xlabel="test accuracy [%]", ylabel="")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def draw_overview(runs: Comparison, options: Options) -> Figure:
+    """Draw spectra, lambda_min over epochs and final test accuracy of every class group (columns) in one picture."""
+    groups = runs.present(options.groups)
+    epoch = runs.epoch(groups, options.epoch)
+    pools = {group: {opt: runs.curvatures(opt, epoch, group) for opt in runs.optimizers} for group in groups}
+    figure, (header, body, footer) = _parts(groups, len(runs.optimizers))
+    axes = body.subplots(3, len(groups), squeeze=False, sharex="row", sharey="row",
+                         height_ratios=[0.5 + 0.4 * len(runs.optimizers), 1.8, 0.4 + 0.22 * len(runs.optimizers)])
+    _draw_top(axes[0], pools)
+    _draw_middle(axes[1], runs, groups, options.level)
+    accuracy = _draw_bottom(axes[2], runs, groups, options.level)
+    for ax, group in zip(axes[0], groups):
+        ax.annotate(MEANING.get(group, style.group_name(group)), (0, 1), xycoords="axes fraction", xytext=(0, 18),
+                    textcoords="offset points", fontsize=9.5, fontweight="bold")
+    _write(header, footer, runs, findings(pools, accuracy), epoch, options.level)
+    return figure
+
+
+def findings(pools: Mapping[str, Mapping[str, Sequence[Curvature]]], accuracy: pd.DataFrame) -> str:
+    """Return one sentence a group: from which to which lambda_min and test accuracy the optimizers range."""
+    sentences = []
+    for group, by_opt in pools.items():
+        depths = {opt: summary.pooled(pool, "lambda_min").value for opt, pool in by_opt.items()}
+        text = f"{style.group_name(group).capitalize()}: " + r"$\lambda_{\min}$ " + _range(depths)
+        shares = (100 * accuracy[group]).dropna().to_dict()
+        sentences.append(text + (f", test accuracy {_range(shares, '.1f', ' %')}." if shares else "."))
+    return "\n".join(sentences)
+
+
+def _draw_top(row: Sequence[Axes], pools: Mapping[str, Mapping[str, Sequence[Curvature]]]) -> None:
+    scale = common_scale([record.spectrum for by_opt in pools.values() for pool in by_opt.values() for record in pool])
+    for ax, by_opt in zip(row, pools.values()):
+        plot_ridges(ax, by_opt, scale)
+        ax.set_xlabel(style.LAMBDA_LABEL)
+        for lane, (opt, pool) in enumerate(by_opt.items()):
+            value = summary.number_text(summary.pooled(pool, "lambda_min").value)
+            ax.annotate(rf"$\lambda_{{\min}}$ {value}", (1.0, len(by_opt) - 1 - lane),
+                        xycoords=("axes fraction", "data"),
+                        xytext=(3, 1), textcoords="offset points", fontsize=style.SMALL, color=style.look(opt).color)
+    row[0].set_title("Curvatures of the loss. Tinted: the loss bends down, there is still a way to fall", loc="left")
+
+
+def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str], level: float) -> None:
+    table = over_epochs(runs, groups, "lambda_min", level)
+    for ax, group in zip(row, groups):
+        for opt in runs.optimizers:
+            look, rows = style.look(opt), table[(table["opt"] == opt) & (table["group"] == group)]
+            plot_over_epochs(ax, rows, color=look.color, marker=look.marker)
+            style.mark_switch(ax, runs.members[opt][0].switch, look.color)
+        ax.set_xlabel("epoch")
+    set_lambda_min_limits(row[0], table)
+    row[0].set_ylabel("$\\lambda_{\\min}$\n[nats / parameter$^2$]")
+    row[0].set_title("The most negative curvature during training. At zero, none is left", loc="left")
+
+
+def _draw_bottom(row: Sequence[Axes], runs: Comparison, groups: Sequence[str], level: float) -> pd.DataFrame:
+    table = summary.accuracy_table(runs, groups=groups, level=level)
+    values = summary.last_accuracies(runs, groups)
+    for ax, group in zip(row, groups):
+        plot_seeds(ax, values, table, group)
+    row[0].set_yticks(range(len(table)), [style.look(opt).name for opt in table.index])
+    for label, opt in zip(row[0].get_yticklabels(), table.index):
+        label.set(color=style.look(opt).color, fontweight="bold")
+    row[0].set_title("Test accuracy at the end of training. Dots: seeds; bar: mean", loc="left")
+    return table
+
+
+def _parts(groups: Sequence[str], lanes: int):
+    """Return the figure and its three parts, stacked: title and findings, panels, legend."""
+    heights = [0.36 + 0.16 * len(groups), 3.2 + 0.5 * lanes, 0.42]   # inches
+    figure = style.new_figure(sum(heights))
+    return figure, figure.subfigures(3, 1, height_ratios=heights)
+
+
+def _write(header, footer, runs: Comparison, sentences: str, epoch: int, level: float) -> None:
+    header.text(0.01, 0.97, TITLE, va="top", fontsize=12, fontweight="bold")
+    header.text(0.01, 0.02, sentences, va="bottom", fontsize=7.5, linespacing=1.3)
+    bands = f"bands: {100 * level:g} % t intervals over seeds"
+    spread = bands if runs.num_seeds > 1 else "one seed: no interval over seeds"
+    style.shared_legend(footer, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
+                        f"{style.describe(runs)}; spectra at epoch {epoch}; {spread}", place="lower")
+
+
+def _ridge(pool: Sequence[Curvature], scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+    spectra = [record.spectrum for record in pool]
+    grid = density_grid(spectra, scale)
+    mean, _, _ = smoothed(spectra, grid, scale)
+    return grid, np.log10(np.maximum(mean, scale.floor) / scale.floor)
+
+
+def _mark_lambda_min(ax: Axes, pool: Sequence[Curvature], base: float, color: str):
+    sure = all(record.eigenpairs.verified[:1].all() for record in pool)
+    marker, = ax.plot([summary.pooled(pool, "lambda_min").value], [base], marker="^", markersize=5, color=color,
+                      zorder=4,
+                      markerfacecolor=color if sure else "white", linestyle="", clip_on=False)
+    return marker
+
+
+def _range(values: Mapping[str, float], form: str = "", unit: str = "") -> str:
+    def text(opt):
+        number = f"{values[opt]:{form}}" if form else summary.number_text(values[opt])
+        return f"{number}{unit} ({style.look(opt).name})"
+
+    low, high = min(values, key=values.get), max(values, key=values.get)
+    return text(low) if low == high else f"from {text(low)} to {text(high)}"

@@ -1,0 +1,121 @@
+"""Saddle measures over training: extreme ratio, negative mass and lambda_min of each class group, by optimizer.
+
+extreme_ratio   |lambda_min| / |lambda_max| (Rangwani et al. 2022, figure of non-convexity dynamics; their code logs the
+                inverse). Near 1: as much negative as positive curvature. Near 0: close to a minimum.
+negative_mass   fraction of eigenvalues below -threshold, by Lanczos quadrature; one threshold for all panels.
+lambda_min      the most negative eigenvalue itself.
+
+Several seeds: mean and Student's t interval over seeds. One run: the record's own interval (residual, or quadrature and
+probes). A vertical line marks where SSE-SAM's second stage or deferred re-weighting begins.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis import summary
+from checkpoints.comparison import Comparison
+from figures import style
+from figures.options import Options
+
+LABELS = {
+    "extreme_ratio": r"extreme ratio $|\lambda_{\min}| \,/\, |\lambda_{\max}|$",
+    "negative_mass": "negative mass [%]",
+    "lambda_min": r"$\lambda_{\min}$ [nats / parameter$^2$]",
+}
+
+
+def over_epochs(runs: Comparison, groups: Sequence[str], quantity: str, level: float = 0.95) -> pd.DataFrame:
+    """Return opt, group, epoch, value, low, high of one quantity at every epoch that any seed of the optimizer has.
+
+    A seed without a record that another seed has is an error. Negative mass is taken below one threshold for all.
+    """
+    pools = {(opt, group, epoch): runs.curvatures(opt, epoch, group)
+             for opt in runs.optimizers for group in groups for epoch in runs.curvature_epochs(opt, groups)}
+    pools = summary.with_shared_threshold(pools, level)
+    rows = []
+    for (opt, group, epoch), records in pools.items():
+        estimate = summary.pooled(records, quantity, level)
+        rows.append({"opt": opt, "group": group, "epoch": epoch, "value": estimate.value, "low": estimate.low,
+                     "high": estimate.high, "threshold": records[0].threshold})
+    return pd.DataFrame(rows)
+
+
+def plot_over_epochs(ax: Axes, table: pd.DataFrame, *, color: str = "black", marker: str = "o", linestyle: str = "-",
+                     filled: bool = True, label: str | None = None) -> dict:
+    """Draw value against epoch with its band low to high; columns epoch, value, low, high. Return the artists by name.
+
+    Where no interval is known (NaN) there is no band.
+    """
+    line, = ax.plot(table["epoch"], table["value"], color=color, marker=marker, linestyle=linestyle, label=label,
+                    zorder=3,
+                    markerfacecolor=color if filled else "white", markeredgewidth=0.9)
+    band = ax.fill_between(table["epoch"], table["low"], table["high"], color=color, alpha=0.16, linewidth=0, zorder=2)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    return {"line": line, "band": band}
+
+
+def draw_extreme_ratio(runs: Comparison, options: Options) -> Figure:
+    """Draw |lambda_min| / |lambda_max| over epochs: one panel an optimizer, one line a class group."""
+    figure, axes, table = _draw_quantity(runs, options, "extreme_ratio")
+    axes[0].set_ylim(0, max(1.05, 1.1 * table["value"].max()))
+    return figure
+
+
+def draw_negative_mass(runs: Comparison, options: Options) -> Figure:
+    """Draw the fraction of eigenvalues below -threshold over epochs: one panel an optimizer, one line a class group."""
+    figure, axes, table = _draw_quantity(runs, options, "negative_mass")
+    axes[0].set_ylim(0, min(1.0, 1.25 * np.nanmax(table[["value", "high"]])))
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    return figure
+
+
+def draw_lambda_min(runs: Comparison, options: Options) -> Figure:
+    """Draw the most negative eigenvalue over epochs: one panel an optimizer, one line a class group."""
+    figure, axes, table = _draw_quantity(runs, options, "lambda_min")
+    set_lambda_min_limits(axes[0], table)
+    return figure
+
+
+def set_lambda_min_limits(ax: Axes, table: pd.DataFrame) -> None:
+    """Show every mean and, where they stay within a factor of its depth, the bands; zero is always in view."""
+    deepest, lowest = min(0.0, table["value"].min()), np.nanmin(table[["value", "low"]])
+    bottom = max(1.05 * lowest, 1.6 * deepest) if deepest < 0 else 0.0
+    ax.set_ylim(bottom, max(0.0, 1.1 * table["value"].max()) + 0.03 * abs(bottom))
+
+
+def _draw_quantity(runs: Comparison, options: Options, quantity: str):
+    groups = runs.present(options.groups)
+    table = over_epochs(runs, groups, quantity, options.level)
+    figure = style.new_figure(2.45, min(style.WIDTH, 1.6 + 1.8 * len(runs.optimizers)))
+    axes = style.grid(figure, 1, len(runs.optimizers), sharex=True, sharey=True)[0]
+    for ax, opt in zip(axes, runs.optimizers):
+        _draw_panel(ax, runs, opt, table[table["opt"] == opt])
+    axes[0].set_ylabel(LABELS[quantity])
+    figure.supxlabel("epoch", fontsize=8)
+    note = f", threshold {table['threshold'].iloc[0]:.2g}" if quantity == "negative_mass" else ""
+    style.shared_legend(figure, group_handles(groups) + style.switch_handles(runs), style.describe(runs) + note)
+    return figure, axes, table
+
+
+def _draw_panel(ax: Axes, runs: Comparison, opt: str, table: pd.DataFrame) -> None:
+    look = style.look(opt)
+    for group, rows in table.groupby("group", sort=False):
+        plot_over_epochs(ax, rows, color=look.color, linestyle=style.group_line(group),
+                         marker=style.group_marker(group),
+                         filled=group != "head")
+    ax.set_title(look.name, loc="left", color=look.color, fontweight="bold", fontsize=9)
+    style.mark_switch(ax, runs.members[opt][0].switch)
+
+
+def group_handles(groups: Sequence[str], color: str = style.MUTED, marked: bool = True) -> list[Line2D]:
+    """Return legend entries that tell the class groups apart by line style and, if `marked`, by marker."""
+    return [Line2D([], [], color=color, linestyle=style.group_line(group), label=style.group_name(group),
+                   marker=style.group_marker(group) if marked else "",
+                   markerfacecolor="white" if group == "head" else color)
+            for group in groups]

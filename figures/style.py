@@ -1,0 +1,169 @@
+"""One look for every figure: colors, names, line styles, sizes, and files with the same bytes each time.
+
+Colors are the palette of Okabe and Ito (2008), told apart by color-blind readers; groups are told by line style and
+marker besides, so that nothing is lost in gray. Figures are drawn at their final size, 7 inches wide (both columns of
+a two-column page), with no text below 7 points. Nothing here touches matplotlib's global state beyond `context`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
+
+from checkpoints.comparison import Comparison
+from checkpoints.errors import RecordError
+
+WIDTH = 7.0        # inches
+SMALL = 7.0        # points: the smallest text that a journal accepts
+FORMATS = ("pdf", "png", "svg")
+LAMBDA_LABEL = r"eigenvalue $\lambda$ [nats / parameter$^2$]"
+NEGATIVE = "#F6E3E3"   # background of negative curvature
+MUTED = "#666666"
+SWITCH_LINE = (0, (1, 1.2))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one optimizer is drawn everywhere."""
+
+    name: str
+    color: str
+    marker: str
+
+
+OPTIMIZERS = {
+    "sgd": Look("SGD", "#000000", "o"),
+    "sam": Look("SAM", "#0072B2", "s"),
+    "imbsam": Look("ImbSAM", "#E69F00", "^"),
+    "ssesam": Look("SSE-SAM", "#009E73", "D"),
+}
+SPARE_COLORS = ("#CC79A7", "#56B4E9", "#D55E00")   # of the same palette, for optimizers not named above
+GROUP_LINES = {"head": "--", "tail": "-", "all": ":", "many": "--", "medium": "-.", "few": "-"}
+RC = {
+    "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],   # matplotlib's own: the same on every machine
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+    "legend.fontsize": 7.5, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 3.5,
+    "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5, "xtick.minor.size": 0, "ytick.minor.size": 0, "axes.spines.top": False,
+    "axes.spines.right": False, "pdf.fonttype": 42, "svg.hashsalt": "figures", "figure.facecolor": "white",
+}
+# No time of making and no software version: the same records give the same bytes.
+METADATA = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None},
+            "svg": {"Date": None, "Creator": None}}
+
+
+@contextmanager
+def context(rc: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw and save with the project's settings, with `rc` on top; matplotlib's own settings come back afterwards.
+
+    A setting that matplotlib does not know, or a value it does not take, is a RecordError naming it.
+    """
+    with matplotlib.rc_context(seaborn.axes_style("ticks") | RC):
+        for key, value in (rc or {}).items():
+            _set_rc(key, value)
+        yield
+
+
+def look(opt: str) -> Look:
+    """Return how `opt` is drawn; an optimizer without an entry gets its name in capitals and a spare color."""
+    spare = SPARE_COLORS[sum(opt.encode()) % len(SPARE_COLORS)]
+    return OPTIMIZERS.get(opt, Look(opt.upper(), spare, "v"))
+
+
+def group_line(group: str) -> str:
+    """Return the line style of a class group; single classes are dash-dotted."""
+    return GROUP_LINES.get(group, "-.")
+
+
+def group_marker(group: str) -> str:
+    """Return the marker of a class group."""
+    return {"head": "s", "many": "s", "medium": "D", "all": "P"}.get(group, "o")
+
+
+def group_name(group: str) -> str:
+    """Return a group as a reader knows it: "class:3" is "class 3"."""
+    return group.replace(":", " ")
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure with constrained layout, `width` x `height` inches, outside any global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def grid(figure: Figure, rows: int, columns: int, **options: Any):
+    """Return a (rows, columns) array of axes, also for one row or column."""
+    return figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def describe(runs: Comparison, seeds: bool = True) -> str:
+    """Return what the runs have in common, in words: data set, imbalance, split and, if asked, number of seeds."""
+    config, number = runs.config, runs.num_seeds
+    factor = config.get("imb_factor")
+    parts = [str(config.get("dataset")), f"imbalance {factor:g}" if factor else "",
+             f"tail: fewer than {config['eta']} training images a class" if config.get("eta") else "",
+             (f"{number} seeds" if number > 1 else "one seed") if seeds else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def name_row(ax: Axes, text: str):
+    """Write the name of a row of panels in bold, left of the label of its first axes; return the text."""
+    return ax.annotate(text, (0, 0.5), xycoords=ax.yaxis.label, xytext=(-4, 0), textcoords="offset points", rotation=90,
+                       ha="right", va="center", fontsize=9, fontweight="bold")
+
+
+def mark_switch(ax: Axes, epoch: int | None, color: str = MUTED):
+    """Draw the vertical line where SSE-SAM's second stage or deferred re-weighting starts; None draws nothing."""
+    return None if epoch is None else ax.axvline(epoch, color=color, linestyle=SWITCH_LINE, linewidth=1.1, zorder=0.5)
+
+
+def switch_handles(runs: Comparison) -> list[Line2D]:
+    """Return the legend entries of the vertical lines that `mark_switch` draws for these runs."""
+    texts = {"second stage of SSE-SAM starts" if opt == "ssesam" else "re-weighting starts"
+             for opt, members in runs.members.items() if members[0].switch is not None}
+    return [Line2D([], [], color=MUTED, linestyle=SWITCH_LINE, label=text) for text in sorted(texts)]
+
+
+def shared_legend(figure: FigureBase, handles: Sequence[Any], text: str = "", columns: int | None = None,
+                  place: str = "upper"):
+    """Put one legend for all panels above them ("upper") or below ("lower"), headed by `text`; return it."""
+    width = int(20 * figure.bbox.width / figure.dpi)   # so many 7-point letters fit
+    text = fill(text, width, break_long_words=False, break_on_hyphens=False)
+    legend = figure.legend(handles=handles, loc=f"outside {place} left", ncols=columns or max(1, len(handles)),
+                           title=text,
+                           handlelength=2.4, columnspacing=1.6, handletextpad=0.6, alignment="left", borderpad=0.2)
+    legend.get_title().set(fontsize=SMALL, color=MUTED)
+    return legend
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), dpi: int = 200) -> list[Path]:
+    """Write `stem`.pdf, `stem`.png ...: the same figure gives the same bytes. Return the paths."""
+    for name in formats:
+        if name not in FORMATS:
+            raise RecordError(f"format={name} is unknown: expected one of {', '.join(FORMATS)}")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    figure.set_dpi(dpi)
+    figure.draw_without_rendering()   # lays the figure out ...
+    figure.set_layout_engine(None)    # ... once for all formats, which halves the time
+    for name, path in zip(formats, paths):
+        partial = path.with_name(f".{path.name}.partial")   # a kill leaves the old picture or the new one, never half
+        figure.savefig(partial, format=name, dpi=dpi, metadata=METADATA[name])
+        partial.replace(path)
+    return paths
+
+
+def _set_rc(key: str, value: Any) -> None:
+    try:
+        matplotlib.rcParams[key] = value
+    except (KeyError, ValueError) as error:
+        raise RecordError(f"rc {key}={value} is not a matplotlib setting: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,139 @@
+"""`landscape figures NAME RUN...`: draw figures of the catalogue from records of one or several runs, without torch.
+
+Runs of one optimizer with different seeds are pooled; several optimizers stand side by side.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from checkpoints.comparison import Comparison, compare
+from checkpoints.errors import RecordError
+from checkpoints.run_file import FILE_NAME
+from checkpoints.store import RunStore
+from scripts.options import Progress, add_common_arguments, emit_json, say
+
+NAME = "figures"
+HELP = "draw spectra, surfaces, accuracy curves and tables from stored records"
+
+
+class _List(argparse.Action):
+    """Print the catalogue and stop, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from figures.catalogue import CATALOGUE
+        for name, entry in CATALOGUE.items():
+            print(f"{name:16} {entry.shows}\n{'':16} from {entry.records}; as in: {entry.source}")
+        parser.exit(0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a figure of the catalogue (see --list), or all")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder, or a folder of run folders")
+    parser.add_argument("--list", action=_List, nargs=0, help="print the catalogue and stop")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: figures/ in the run "
+                        "folder, or beside several run folders)")
+    parser.add_argument("--format", nargs="+", default=["pdf", "png"], choices=["pdf", "png", "svg"],
+                        help="file formats")
+    parser.add_argument("--dpi", type=int, default=200, help="dots per inch of PNG files, 50 to 1200")
+    parser.add_argument("--epoch", type=int, help="epoch of the records (default: the last that all runs have)")
+    parser.add_argument("--group", nargs="+", default=["head", "tail"], metavar="GROUP", help="class groups to draw: "
+                        "all, head, tail, many, medium, few, class:3 ...")
+    parser.add_argument("--style", default="relative", choices=["relative", "published"],
+                        help="of spectra: scale-free, or "
+                        "with the constants of the papers")
+    parser.add_argument("--surface", metavar="SURFACE", help="plane to draw (default: the first that all runs have)")
+    parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals and bands, between 0 and 1")
+    parser.add_argument("--rc", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="matplotlib settings, such as font.size=9")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, and say what was written; with NAME all, say also what could not be drawn and why."""
+    from figures.catalogue import CATALOGUE, entry
+    names = list(CATALOGUE) if args.name == "all" else [args.name]
+    entry(names[0])
+    _check_ranges(args)
+    folder = args.out or _default_folder(args.runs)
+    if (folder / "__init__.py").exists():
+        raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
+    written, refused = draw_all(names, compare_folders(args.runs), folder, args)
+    if not written:
+        raise RecordError(next(iter(refused.values())))
+    _report(args, folder, written, refused)
+    return 0
+
+
+def draw_all(names: list[str], runs: Comparison, folder: Path, args: argparse.Namespace):
+    """Return {name: paths} of the figures written, and {name: reason} of those whose records are absent."""
+    from figures.catalogue import write
+    written: dict[str, list[Path]] = {}
+    refused: dict[str, str] = {}
+    with Progress(len(names), "figures", quiet=args.quiet, unit="figure") as progress:
+        for name in names:
+            progress.set_description(name)
+            try:
+                written[name] = write(name, runs, folder, _options(args), args.format, args.dpi)
+            except RecordError as error:
+                refused[name] = str(error)
+            progress.update()
+    return written, refused
+
+
+def compare_folders(paths: list[Path]) -> Comparison:
+    """Open every run folder among or below `paths` and pool them."""
+    found = dict.fromkeys(folder for path in paths for folder in run_folders(path))
+    return compare(RunStore.open(folder) for folder in found)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Return `path` if it is a run folder, else the run folders below it, by name."""
+    if (path / FILE_NAME).is_file():
+        return [path]
+    found = sorted(file.parent for file in path.glob(f"**/{FILE_NAME}"))
+    if not found:
+        raise RecordError(f"{path}: no run folder, and none below it: expected a folder with {FILE_NAME}, "
+                          "as landscape train makes it")
+    return found
+
+
+def _options(args: argparse.Namespace):
+    from figures.options import Options
+    rc = dict(_setting(text) for text in args.rc)
+    return Options(args.epoch, tuple(args.group), args.style, args.surface, args.level, rc)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecordError(f"rc={text} is out of range: expected KEY=VALUE, such as font.size=9")
+    return key.strip(), value.strip()
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    if not 50 <= args.dpi <= 1200:
+        raise RecordError(f"dpi={args.dpi} is out of range: expected 50 <= dpi <= 1200")
+    if not 0 < args.level < 1:
+        raise RecordError(f"level={args.level} is out of range: expected 0 < level < 1")
+
+
+def _default_folder(paths: list[Path]) -> Path:
+    parents = {path.resolve().parent for path in paths}
+    if len(paths) == 1:
+        return paths[0] / "figures"
+    if len(parents) > 1:
+        raise RecordError("out is missing: the runs lie in different folders; say where figures go with --out DIR")
+    return paths[0].parent / "figures"
+
+
+def _report(args: argparse.Namespace, folder: Path, written: dict[str, list[Path]], refused: dict[str, str]) -> None:
+    for name, reason in refused.items():
+        if not args.quiet:
+            print(f"not drawn: {name}: {reason}", file=sys.stderr)
+    for name, paths in written.items():
+        say(args, f"{name:16} {', '.join(path.name for path in paths)}")
+    first = next(iter(written.values()))
+    say(args, f"open {next((path for path in first if path.suffix == '.png'), first[0])}")
+    emit_json(args, {"out": folder, "figures": written, "refused": refused})

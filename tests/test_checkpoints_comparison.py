@@ -1,0 +1,124 @@
+import pytest
+from fabricated_runs import fake_run, fake_runs
+
+from checkpoints.comparison import check_same_object, check_same_view, compare
+from checkpoints.errors import RecordError
+
+FEW = {"epochs": (0, 60), "probes": 1, "steps": 4}
+
+
+def test_runs_are_pooled_by_optimizer_in_the_papers_order_and_by_seed():
+    pooled = compare(fake_runs(("ssesam", "sgd", "sam"), (2, 0, 1), **FEW))
+    assert pooled.optimizers == ("sgd", "sam", "ssesam")
+    assert [member.config["seed"] for member in pooled.members["sam"]] == [0, 1, 2]
+    assert pooled.num_seeds == 3
+
+
+@pytest.mark.parametrize("key, value", [("dataset", "cifar10"), ("eta", 30), ("imb_factor", 50.0), ("arch", "mlp")])
+def test_other_data_or_groups_are_refused_with_the_key_that_differs(key, value):
+    runs = [fake_run("sgd", **FEW), fake_run("sam", **FEW, **{key: value})]
+    with pytest.raises(RecordError, match=f"{key}={value} and {key}="):
+        compare(runs)
+
+
+def test_one_optimizer_with_another_learning_rate_is_no_other_seed():
+    with pytest.raises(RecordError, match="lr=0.1 and lr=0.01: runs/sgd-1 and runs/sgd-0 are both sgd"):
+        compare([fake_run("sgd", 0, **FEW), fake_run("sgd", 1, lr=0.1, **FEW)])
+
+
+def test_the_place_of_computing_does_not_matter():
+    pooled = compare([fake_run("sgd", 0, device="cpu", **FEW), fake_run("sgd", 1, device="cuda", **FEW)])
+    assert pooled.num_seeds == 2
+
+
+def test_a_run_given_twice_is_refused():
+    with pytest.raises(RecordError, match="repeat a seed"):
+        compare([fake_run("sgd", 0, **FEW), fake_run("sgd", 0, **FEW)])
+
+
+def test_no_run_is_refused():
+    with pytest.raises(RecordError, match="at least one run folder"):
+        compare([])
+
+
+def test_the_default_epoch_is_the_last_that_all_runs_have():
+    runs = [fake_run("sgd", epochs=(0, 30, 60), probes=1, steps=4), fake_run("sam", epochs=(0, 30), probes=1, steps=4)]
+    assert compare(runs).epoch(("head", "tail")) == 30
+
+
+def test_an_absent_record_is_refused_with_the_command_that_makes_it():
+    runs = compare([fake_run("sgd", **FEW), fake_run("sam", groups=("head",), **FEW)])
+    with pytest.raises(RecordError, match="landscape spectrum runs/sam-0 --epoch 60 --group tail"):
+        runs.epoch(("head", "tail"))
+    with pytest.raises(RecordError, match="landscape spectrum runs/sgd-0 --epoch 7 --group head"):
+        runs.epoch(("head",), 7)
+
+
+def test_a_run_without_any_spectrum_is_refused_with_a_command():
+    runs = compare([fake_run("sgd", groups=(), **FEW)])
+    with pytest.raises(RecordError, match="landscape spectrum runs/sgd-0 --epoch 60 --group head"):
+        runs.epoch(("head",))
+    with pytest.raises(RecordError, match="landscape spectrum runs/sgd-0"):
+        runs.curvature_epochs("sgd", ("head",))
+
+
+def test_a_group_without_classes_is_absent_but_an_unevaluated_run_says_nothing():
+    run = fake_run("sgd", **FEW)
+    run.table["test_accuracy/few"] = float("nan")
+    runs = compare([run])
+    assert runs.absent("few") and runs.absent("class:3") and not runs.absent("tail")
+    assert runs.present(("tail", "few")) == ("tail",)
+    with pytest.raises(RecordError, match="no class of this data"):
+        runs.present(("few",))
+    run.table = run.table[["epoch"]]
+    assert not compare([run]).absent("few")
+
+
+def test_spectra_of_other_data_or_fewer_images_do_not_mix():
+    from dataclasses import replace
+    record = fake_run("sgd", **FEW).kept[0]
+    check_same_object([record, record])
+    with pytest.raises(RecordError, match="num_samples=7 and num_samples=500"):
+        check_same_object([record, replace(record, num_samples=7)])
+    with pytest.raises(RecordError, match="data_hash=d2 and data_hash=d1"):
+        check_same_object([record, replace(record, provenance=record.provenance | {"data_hash": "d2"})])
+
+
+def test_surfaces_of_other_epochs_or_units_do_not_mix():
+    from dataclasses import replace
+    surface = compare([fake_run("sgd", **FEW)]).surface("sgd", "random-plane")
+    check_same_view([surface, surface])
+    with pytest.raises(RecordError, match="epoch=3 and epoch=60"):
+        check_same_view([surface, replace(surface, epoch=3)])
+
+
+def test_surfaces_are_listed_by_dimension_and_refused_where_absent():
+    runs = compare(fake_runs(("sgd", "sam"), (0,), **FEW))
+    assert runs.surface_names(2) == ["random-plane"]
+    assert runs.surface_names(1) == ["tail-lambda_max", "tail-lambda_min"]
+    with pytest.raises(RecordError, match="no plane at epoch 30 .* landscape surface runs/sgd-0"):
+        runs.surface_names(2, 30)
+    with pytest.raises(RecordError, match="there are: random-plane, tail-lambda_max"):
+        runs.surface("sgd", "elsewhere")
+
+
+@pytest.mark.parametrize("gamma, epochs, rule", [(0.7, 200, "ceil"), (0.55, 200, "ceil"), (0.55, 200, "released"),
+                                                 (0.7, 60, "released"), (0.07, 100, "ceil"), (0.01, 10, "ceil")])
+def test_the_switch_is_where_the_optimizer_makes_it(gamma, epochs, rule):
+    from landscape.optimizers import switch_epoch
+    member = compare([fake_run("ssesam", gamma=gamma, gamma_rule=rule, probes=1, steps=4)]).everyone[0]
+    member.run.config["epochs"] = epochs
+    assert member.switch == switch_epoch(gamma, epochs, rule)
+
+
+def test_runs_without_a_second_stage_have_no_switch():
+    def switch(opt, **config):
+        return compare([fake_run(opt, groups=(), **config)]).everyone[0].switch
+
+    assert switch("sgd") is None and switch("sgd", drw_epoch=40) == 40
+    assert switch("ssesam", gamma=0.0) is None and switch("ssesam", gamma=1.0) is None
+
+
+def test_eigenvectors_are_not_kept():
+    member = compare([fake_run("sgd", **FEW)]).everyone[0]
+    assert all(record.eigenpairs.vectors.shape == (0, 400) for record in member.curvatures.values())
