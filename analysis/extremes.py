@@ -83,10 +83,12 @@ class _Space:
 
     @classmethod
     def of(cls, ritz: Ritz, operator: LinearOperator, progress: Callable[[int], None] | None) -> "_Space":
-        """Join the probes' spaces, dropping directions that they share to rounding."""
-        C = _orthonormalizer(gram(ritz.vectors, ritz.vectors), torch.finfo(operator.dtype).eps ** 0.5)
-        C = C.to(operator.dtype)
-        return cls(C @ ritz.vectors, C @ ritz.products, operator, progress)
+        """Join the probes' spaces. Directions that they nearly share are kept once: their difference is mostly rounding."""
+        V, HV = ritz.vectors, ritz.products
+        for _ in range(2):
+            C = _orthonormalizer(gram(V, V), 0.03).to(V.dtype)
+            V, HV = C @ V, C @ HV
+        return cls(V, HV, operator, progress)
 
     def solve(self) -> None:
         """Rotate the basis to its Ritz vectors, ascending."""
@@ -104,14 +106,11 @@ class _Space:
     def expand(self, W: Tensor) -> bool:
         """Add directions (q, d) to the space; return False where nothing of them is new."""
         W = W / W.norm(dim=1, keepdim=True)
-        for _ in range(2):
-            W = W - (gram(W, self.V).to(W.dtype)) @ self.V
-        C = _orthonormalizer(gram(W, W), 1e-3).to(W.dtype)
-        if not len(C):
+        for _ in range(3):      # a residual is nearly orthogonal already; what is left of one that is not new is rounding
+            W = W - gram(W, self.V).to(W.dtype) @ self.V
+            W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W
+        if not len(W):
             return False
-        W = C @ W
-        W = W - (gram(W, self.V).to(W.dtype)) @ self.V
-        W = W / W.norm(dim=1, keepdim=True)
         self.V, self.HV = torch.cat([self.V, W]), torch.cat([self.HV, self._apply(W)])
         return True
 
@@ -233,7 +232,7 @@ def _spread(source: Krylov, smallest: float) -> float:
 
 
 def _orthonormalizer(G: Tensor, cutoff: float) -> Tensor:
-    """Return C with C G C' = I from a Gram matrix, leaving out directions with norm below `cutoff` of the largest."""
+    """Return C with C G C' = I from the Gram matrix of rows of norm 1 or less; directions shorter than `cutoff` are left out."""
     values, S = torch.linalg.eigh(G)
-    kept = values > cutoff ** 2 * values.max() if len(values) else values > 0
+    kept = values > cutoff ** 2
     return (S[:, kept] / values[kept].sqrt()).T

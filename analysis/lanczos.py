@@ -146,7 +146,7 @@ class _State:
                            initial=0.0)
         scale = torch.maximum(torch.as_tensor(before, device=beta.device), torch.maximum(alpha.abs(), beta))
         running = torch.as_tensor(self.running(), device=beta.device)
-        return running & (beta > 10 * torch.finfo(self.basis.dtype).eps * scale)
+        return running & (beta > 100 * torch.finfo(self.basis.dtype).eps * scale)
 
     def _length(self, row: int) -> int:
         return int(np.isfinite(self.alphas[row]).sum())

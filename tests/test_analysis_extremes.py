@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from matrices import SPECTRA, matrix, seeded
+
+from analysis.extremes import extreme_eigenpairs, missed_below
+from analysis.lanczos import krylov
+from analysis.operators import MatrixOperator
+from landscape.errors import InputError
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("num_probes", [1, 4])
+def test_all_extreme_pairs_are_found_repeated_and_clustered_ones_too(name, num_probes):
+    spectrum, operator = SPECTRA[name], matrix(SPECTRA[name])
+    space = krylov(operator, num_matvecs=min(30, operator.size), num_probes=num_probes, generator=seeded())
+    pairs = extreme_eigenpairs(space, 4, tol=1e-8, generator=seeded(1), max_matvecs=2000)
+    assert np.allclose(pairs.values, np.r_[spectrum[:4], spectrum[-4:]], atol=1e-7)
+    assert (pairs.converged | (pairs.residuals < 1e-13)).all()      # zero has no relative residual
+    assert np.allclose(pairs.vectors @ pairs.vectors.T, np.eye(8), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["outliers", "repeated", "clustered"])
+def test_float32_products_reach_their_rounding_and_say_so(name):
+    spectrum, operator = SPECTRA[name], matrix(SPECTRA[name], torch.float32)
+    pairs = extreme_eigenpairs(operator, 3, tol=1e-12, generator=seeded())
+    scale = np.abs(spectrum).max()
+    assert np.allclose(pairs.values, np.r_[spectrum[:3], spectrum[-3:]], atol=1e-5 * scale)
+    assert not pairs.converged.any() and (pairs.residuals < 1e-5 * scale).all()
+    assert pairs.verified.all()
+
+
+def test_residuals_are_those_of_the_returned_vectors():
+    operator = matrix(SPECTRA["spread"])
+    pairs = extreme_eigenpairs(operator, 3, tol=1e-2, generator=seeded(), max_matvecs=10)
+    X, A = pairs.vectors, operator.matrix.numpy()
+    assert np.allclose(np.linalg.norm(X @ A - pairs.values[:, None] * X, axis=1), pairs.residuals, rtol=1e-9)
+    distance = np.abs(SPECTRA["spread"][:, None] - pairs.values).min(axis=0)
+    assert (distance <= pairs.residuals + 1e-12).all()
+
+
+def test_values_agree_with_scipy():
+    operator = matrix(SPECTRA["spread"])
+    pairs = extreme_eigenpairs(operator, 5, tol=1e-9, generator=seeded(), max_matvecs=3000)
+    expected = scipy.sparse.linalg.eigsh(operator.matrix.numpy(), k=10, which="BE", return_eigenvectors=False)
+    assert np.allclose(pairs.values, np.sort(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("which, expected", [("lower", SPECTRA["outliers"][:3]), ("upper", SPECTRA["outliers"][-3:])])
+def test_one_end_can_be_asked_for(which, expected):
+    pairs = extreme_eigenpairs(matrix(SPECTRA["outliers"]), 3, which=which, generator=seeded())
+    assert np.allclose(pairs.values, expected, atol=1e-6)
+
+
+def test_a_scaled_matrix_scales_values_and_residuals_and_leaves_vectors():
+    plain, small = (extreme_eigenpairs(matrix(s * SPECTRA["outliers"]), 2, generator=seeded()) for s in (1.0, 1e-8))
+    assert np.allclose(small.values * 1e8, plain.values, rtol=1e-9)
+    assert np.allclose(np.abs(np.sum(small.vectors * plain.vectors, axis=1)), 1, atol=1e-6)
+    assert (small.converged == plain.converged).all() and (small.verified == plain.verified).all()
+
+
+def test_negative_curvature_of_pure_rounding_is_not_verified():
+    noisy = SPECTRA["positive"].copy()
+    operator = matrix(noisy, torch.float32)
+
+    class Rounded(MatrixOperator):
+        """A product whose rounding makes a singular direction look negative."""
+
+        def matmat(self, V):
+            return super().matmat(V) - 0.2 * V
+
+        def double(self):
+            return operator.double()
+    pairs = extreme_eigenpairs(Rounded(operator.matrix), 1, generator=seeded())
+    assert pairs.values[0] < 0 and not pairs.verified[0]
+    assert pairs.rounding[0] == pytest.approx(0.2, rel=1e-3)
+
+
+def test_the_bound_on_missed_eigenvalues_is_the_published_one():
+    operator = matrix(SPECTRA["spread"])
+    space = krylov(operator, num_matvecs=60, num_probes=2, generator=seeded())
+    bound = missed_below(space, -3.0)
+    ends = space.ritz.products.mul(space.ritz.vectors).sum(1)
+    eps = (-3.0 - bound.low) / (float(ends.max()) - bound.low - eps_correction(bound, ends))
+    each = 1.648 * np.sqrt(200) * np.exp(-(2 * 60 - 1) * np.sqrt(eps))
+    assert each ** 2 == pytest.approx(0.05, rel=1e-6)
+
+
+def eps_correction(bound, ends):
+    """The bound's spread is lambda_max - lambda_min <= (found spread) / (1 - 2 eps): solve for the spread it used."""
+    found, drop = float(ends.max()) + 3.0, -3.0 - bound.low
+    spread = found + 2 * drop           # s = f / (1 - 2 eps) with drop = eps s
+    return float(ends.max()) - bound.low - spread
+
+
+def test_the_bound_holds_for_a_needle_that_lanczos_seldom_sees():
+    spectrum = np.r_[-1.02, np.linspace(-1, 1, 399)]
+    missed = 0
+    for seed in range(100):
+        space = krylov(matrix(spectrum, seed=seed), num_matvecs=12, num_probes=1, generator=seeded(seed))
+        smallest = float(np.linalg.eigvalsh(np.diag(space.alphas[0]) + np.diag(space.betas[0, :-1], 1) + np.diag(space.betas[0, :-1], -1))[0])
+        missed += bool(missed_below(space, smallest).low > spectrum[0])
+    assert missed <= 5
+
+
+@pytest.mark.parametrize("arguments, word", [(dict(k=0), "k=0"), (dict(k=11), "1 <= k <= 10"), (dict(k=1, which="left"), "both")])
+def test_bad_numbers_are_named_with_their_range(arguments, word):
+    with pytest.raises(InputError, match=word):
+        extreme_eigenpairs(matrix(SPECTRA["zero"]), generator=seeded(), **arguments)

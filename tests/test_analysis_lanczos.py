@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from matrices import SPECTRA, matrix, seeded
+
+from analysis import lanczos
+from analysis.lanczos import krylov
+from landscape.errors import InputError
+
+
+def basis_of(operator, num_matvecs, num_probes, seed=0):
+    """Run the recurrence and keep its bases (R, m + 1, d)."""
+    state = lanczos._State.start(lanczos.random_unit(num_probes, operator, seeded(seed)), num_matvecs)
+    for _ in range(num_matvecs):
+        state.advance(operator)
+    return state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_three_term_recurrence_holds(dtype):
+    operator, m = matrix(SPECTRA["outliers"], dtype), 40
+    state = basis_of(operator, m, 2)
+    for Q, alpha, beta in zip(state.basis, state.alphas, state.betas):
+        T = torch.as_tensor(np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1), dtype=dtype)
+        gap = operator.matmat(Q[:m]) - T @ Q[:m]
+        gap[m - 1] -= beta[m - 1] * Q[m]
+        assert float(gap.norm()) < 100 * torch.finfo(dtype).eps * 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_basis_stays_orthonormal_beyond_the_convergence_of_outliers(dtype):
+    space = krylov(matrix(SPECTRA["outliers"], dtype), num_matvecs=120, num_probes=3, generator=seeded())
+    assert space.orthogonality_loss < 10 * torch.finfo(dtype).eps
+
+
+def test_probes_advance_as_if_alone():
+    operator = matrix(SPECTRA["spread"])
+    together = krylov(operator, num_matvecs=20, num_probes=3, generator=seeded())
+    Q = lanczos.random_unit(3, operator, seeded())
+    for row in range(3):
+        state = lanczos._State.start(Q[row:row + 1], 20)
+        for _ in range(20):
+            state.advance(operator)
+        assert np.allclose(together.alphas[row], state.alphas[0], rtol=1e-10, atol=1e-12)
+        assert np.allclose(together.betas[row], state.betas[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["identity", "zero"])
+def test_a_breakdown_ends_the_probe(name):
+    space = krylov(matrix(SPECTRA[name]), num_matvecs=15, num_probes=2, generator=seeded())
+    assert (np.isfinite(space.alphas).sum(axis=1) == 1).all() and (space.betas == 0).all()
+    assert space.num_matvecs == 2
+
+
+def test_a_space_exhausted_but_for_rounding_couples_to_nothing_more():
+    distinct = 7
+    space = krylov(matrix(SPECTRA["low rank"]), num_matvecs=20, num_probes=2, generator=seeded())
+    assert (space.betas[:, distinct - 1] < 1e-10).all() and (space.betas[:, :distinct - 1] > 0.1).all()
+
+
+def test_a_scaled_matrix_scales_the_tridiagonal_and_nothing_else():
+    spaces = [krylov(matrix(s * SPECTRA["outliers"]), num_matvecs=30, num_probes=2, generator=seeded()) for s in (1.0, 2.0 ** -40)]
+    assert np.allclose(spaces[1].alphas * 2.0 ** 40, spaces[0].alphas, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(spaces[1].ritz.vectors.abs(), spaces[0].ritz.vectors.abs(), atol=1e-6)
+
+
+def test_ritz_products_are_those_of_the_operator():
+    operator = matrix(SPECTRA["outliers"])
+    ritz = krylov(operator, num_matvecs=30, num_probes=2, generator=seeded(), num_ritz=5).ritz
+    assert ritz.vectors.shape == (20, 200)
+    assert torch.allclose(operator.matmat(ritz.vectors), ritz.products, atol=1e-12)
+
+
+class ListJournal:
+    def __init__(self, steps=()):
+        self.stored = list(steps)
+
+    def steps(self):
+        return list(self.stored)
+
+    def append(self, arrays):
+        self.stored.append({key: value.copy() for key, value in arrays.items()})
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits():
+    operator, journal = matrix(SPECTRA["outliers"], torch.float32), ListJournal()
+    whole = krylov(operator, num_matvecs=20, num_probes=2, generator=seeded(), journal=journal)
+    calls = []
+    again = krylov(operator, num_matvecs=20, num_probes=2, generator=seeded(), journal=ListJournal(journal.stored[:13]),
+                   progress=calls.append)
+    assert len(calls) == 7
+    assert np.array_equal(whole.alphas, again.alphas) and np.array_equal(whole.betas, again.betas)
+    assert torch.equal(whole.ritz.vectors, again.ritz.vectors)
+
+
+@pytest.mark.parametrize("change, word", [(dict(num_matvecs=0), "1 <= num_matvecs <= size=20"), (dict(num_matvecs=21), "num_matvecs=21"),
+                                          (dict(num_probes=0), "num_probes=0")])
+def test_bad_numbers_are_named_with_their_range(change, word):
+    with pytest.raises(InputError, match=word):
+        krylov(matrix(SPECTRA["zero"]), **(dict(num_matvecs=5, num_probes=1, generator=seeded()) | change))
