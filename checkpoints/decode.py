@@ -43,14 +43,14 @@ def record_class(group: h5py.Group) -> type:
 def get_record(group: h5py.Group, cls: type) -> Any:
     """Read a record of the given class."""
     if record_class(group) is not cls:
-        raise RecordError(f"holds a {group.attrs['record']}: expected a {cls.__name__}")
+        raise RecordError(f"holds the record {group.attrs['record']}: expected {cls.__name__}")
     datasets = {name: _dataset(group, name) for name, kind in kinds(cls).items() if kind is np.ndarray}
     for name, dataset in datasets.items():
         _check_declaration(dataset, *declarations(cls).get(name, ((), "1")))
     values = {name: _value(group, name, kind) for name, kind in kinds(cls).items() if name not in datasets}
     sized = datasets | values
     check_shapes(cls, {name: shape_of(sized[name]) for name in declarations(cls)})
-    return cls(**values, **{name: dataset[()] for name, dataset in datasets.items()})
+    return cls(**values, **{name: _read(dataset) for name, dataset in datasets.items()})
 
 
 def get_text(group: h5py.Group, name: str) -> str:
@@ -81,7 +81,7 @@ def _arrays(group: h5py.Group, field: str) -> dict[str, np.ndarray]:
     members = _group(group, field)
     if sorted(map(link_name, names)) != sorted(members):
         raise RecordError(f"{members.name} holds other arrays than {names_of(field)} says")
-    return {name: _dataset(members, link_name(name))[()] for name in names}
+    return {name: _read(_dataset(members, link_name(name))) for name in names}
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -91,6 +91,10 @@ def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if not _is_plain(dataset) or not _is_whole(dataset):
         raise RecordError(f"{dataset.name} claims shape {dataset.shape}, which this file does not hold")
     return dataset
+
+
+def _read(dataset: h5py.Dataset) -> np.ndarray:
+    return np.asarray(dataset[()])    # h5py gives a scalar, not an array, where there are no dimensions
 
 
 def _member(group: h5py.Group, name: str, kind: type) -> Any:
@@ -122,7 +126,7 @@ def _is_whole(dataset: h5py.Dataset) -> bool:
 
 
 def _check_declaration(dataset: h5py.Dataset, dims: tuple[str, ...], units: str) -> None:
-    stored = tuple(np.atleast_1d(dataset.attrs.get("dims", ())))
+    stored = tuple(np.atleast_1d(dataset.attrs.get("dims", ())).tolist())
     if stored != dims[:len(dataset.shape)]:
         raise RecordError(f"{dataset.name} has dims {stored}: expected {dims}")
     if dataset.attrs.get("units") != units:

@@ -15,7 +15,7 @@ from checkpoints.fields import declarations, normal_form, to_json
 SCHEMA_VERSION = 1
 ATTRIBUTE_BYTES = 48 * 1024     # HDF5 keeps attributes in the object header, which holds 64 KiB
 SMALL_BYTES = 64 * 1024         # smaller arrays are never compressed
-SAMPLE_BYTES = 256 * 1024       # a larger array is compressed where a sample of it shrinks below WORTHWHILE
+SAMPLE_BYTES = 32 * 1024        # a larger array is compressed where a sample of it shrinks below WORTHWHILE
 WORTHWHILE = 0.8
 
 

@@ -1,7 +1,7 @@
 """What the fields of a record may hold, and how each is brought into the one form that is hashed and written.
 
-int, float, str, bool and arrays stay what they are; tuples and dictionaries of plain values become JSON text with
-sorted keys; dictionaries of arrays and nested records stay nested. Integers of a record count something: they are >= 0.
+int, float, str, bool and arrays stay what they are; tuples and dictionaries of plain values become JSON text;
+dictionaries of arrays and nested records stay nested. Integers of a record count something, so they are >= 0.
 """
 
 import dataclasses
@@ -90,9 +90,9 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 
 
 def to_json(name: str, value: Any) -> JsonText:
-    """Return JSON text with sorted keys; NumPy scalars and arrays become numbers and lists, paths become text."""
+    """Return JSON text; NumPy scalars and arrays become numbers and lists, paths become text."""
     try:
-        return JsonText(json.dumps(value, sort_keys=True, default=_json_default))
+        return JsonText(json.dumps(value, default=_json_default))
     except (TypeError, ValueError) as error:
         raise RecordError(f"{name} cannot be stored as JSON: {error}") from error
 

@@ -53,7 +53,7 @@ def kind_of(record: Any) -> Kind:
     for kind in KINDS.values():
         if type(record) is kind.cls:
             return kind
-    raise RecordError(f"a {type(record).__name__} has no file of its own in a run: expected one of {', '.join(KINDS)}")
+    raise RecordError(f"{type(record).__name__} has no file of its own in a run: expected one of {', '.join(KINDS)}")
 
 
 def keys_of(record: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _check_epoch(epoch: Any) -> None:
 
 def _check_group(group: Any) -> None:
     if not isinstance(group, str) or not _GROUP.fullmatch(group):
-        raise RecordError(f"group={group!r} is out of range: expected letters, digits, '.', '_', then :NUMBER for a class")
+        raise RecordError(f"group={group!r} is out of range: expected letters, digits, '.', '_'; class:3 for a class")
 
 
 _CHECKS = {"epoch": _check_epoch, "group": _check_group, "name": check_name}

@@ -21,6 +21,19 @@ from checkpoints.schema import read_record, write_record
 METRICS, RESUME = "metrics.csv", "resume.h5"
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read metrics.csv as text, so that rows kept are written back as they were; an empty cell is an absent key."""
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        if any(None in row or not row["epoch"].isdecimal() for row in rows):
+            raise ValueError("a row has no epoch, or more cells than there are columns")
+    except (ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise RecordError(f"{path} is damaged: {error!r}") from error
+    return [{key: cell for key, cell in row.items() if cell} for row in rows]
+
+
 class Recorder:
     """Write checkpoints, metrics and the resume point of one training into a run folder.
 
@@ -30,7 +43,7 @@ class Recorder:
     def __init__(self, store: Any):
         self._store = store
         self._point = _read_point(store.path / RESUME)
-        self._rows = _read_rows(store.path / METRICS)
+        self._rows = read_rows(store.path / METRICS)
         self._drop_rows_from(self._point.epoch + 1 if self._point else 0)
         self._check_agreement()
 
@@ -72,19 +85,6 @@ class Recorder:
 
 def _read_point(path: Path) -> Checkpoint | None:
     return read_record(path, Checkpoint) if path.exists() else None
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Read metrics.csv as text, so that rows kept are written back as they were."""
-    if not path.exists():
-        return []
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
-        rows = [{key: cell for key, cell in row.items() if cell} for row in rows]
-        _ = [int(row["epoch"]) for row in rows]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RecordError(f"{path} is damaged: {error!r}") from error
-    return rows
 
 
 def _last_epoch(rows: list[dict[str, str]]) -> int:

@@ -6,6 +6,7 @@ a field, one subgroup for a nested record. h5py alone reads it: `h5py.File(path)
 
 import hashlib
 import io
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from checkpoints.atomic import write_bytes
 from checkpoints.decode import get_record, record_class
 from checkpoints.encode import SCHEMA_VERSION, put_record
 from checkpoints.errors import RecordError
-from checkpoints.fields import normal_form
+from checkpoints.fields import JsonText, normal_form
 from checkpoints.records import RECORDS
+from checkpoints.seal import SEAL_BYTES, check_seal, seal
 
 __all__ = ["SCHEMA_VERSION", "RecordError", "content_hash", "read_record", "write_record"]
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py and json raise where the bytes of a file make no sense.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, AttributeError)
 
@@ -29,20 +30,22 @@ _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError
 def write_record(path: Path | str, record: Any) -> Path:
     """Write a record as a whole file, replacing an earlier one at once. RecordError where a field does not fit."""
     if type(record) not in RECORDS.values():
-        raise RecordError(f"a {type(record).__name__} cannot be stored: expected one of {', '.join(RECORDS)}")
+        raise RecordError(f"{type(record).__name__} cannot be stored: expected one of {', '.join(RECORDS)}")
     # Built in memory: on a full disk HDF5 fails while it closes the file and takes the process down with it.
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
         put_record(file, record)
         file.attrs["content_hash"] = content_hash(record)
-    write_bytes(Path(path), buffer.getbuffer())
+    with buffer.getbuffer() as content:
+        seal(content)
+        write_bytes(Path(path), content)
     return Path(path)
 
 
 def read_record(path: Path | str, cls: type | None = None) -> Any:
     """Read a record. RecordError, naming the file, where it is absent, foreign, damaged, or not a `cls`."""
     path = Path(path)
-    _check_signature(path)
+    is_sealed = check_seal(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             record = get_record(file, cls or record_class(file))
@@ -50,8 +53,8 @@ def read_record(path: Path | str, cls: type | None = None) -> Any:
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
     except _DAMAGE as error:
-        raise RecordError(f"{path} is damaged or truncated: {error}") from error
-    if expected is not None and expected != content_hash(record):
+        raise RecordError(f"{path} is damaged: {error}") from error
+    if not is_sealed and expected not in (None, content_hash(record)):
         raise RecordError(f"{path} is damaged: its content does not match its hash; delete it and compute it again")
     return record
 
@@ -63,16 +66,6 @@ def content_hash(record: Any) -> str:
     return digest.hexdigest()
 
 
-def _check_signature(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_SIGNATURE))
-    except FileNotFoundError as error:
-        raise RecordError(f"{path} does not exist") from error
-    if start != _SIGNATURE:
-        raise RecordError(f"{path} is not an HDF5 file")
-
-
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, np.ndarray):
         _feed(digest, f"{value.dtype.str}{value.shape}")
@@ -82,6 +75,8 @@ def _feed(digest: Any, value: Any) -> None:
         for name in sorted(value):
             _feed(digest, name)
             _feed(digest, value[name])
+    elif isinstance(value, JsonText):
+        _feed(digest, json.dumps(json.loads(value), sort_keys=True))
     elif isinstance(value, str):
         encoded = value.encode("utf-8")
         digest.update(struct.pack("<cQ", b"s", len(encoded)) + encoded)

@@ -21,7 +21,7 @@ from checkpoints.errors import RecordError
 from checkpoints.fields import to_json
 from checkpoints.journal import Journal
 from checkpoints.layout import KINDS, check_name, keys_of, kind_named, kind_of, relative_path
-from checkpoints.recorder import METRICS, Recorder
+from checkpoints.recorder import METRICS, Recorder, read_rows
 from checkpoints.run_file import FILE_NAME, LOCK_NAME, RunFile
 from checkpoints.schema import read_record, write_record
 
@@ -91,13 +91,10 @@ class RunStore:
     def metrics(self) -> "pd.DataFrame":
         """Return metrics.csv, one row a finished epoch; NaN where a row has no value. Empty before the first epoch."""
         import pandas as pd    # slow to load, and no trainer needs it
-        path = self.path / METRICS
-        if not path.exists():
-            return pd.DataFrame()
-        try:
-            return pd.read_csv(path, float_precision="round_trip")
-        except ValueError as error:    # pandas' parser errors and UnicodeDecodeError
-            raise RecordError(f"{path} is damaged: {error}") from error
+        rows = read_rows(self.path / METRICS)
+        columns = dict.fromkeys(key for row in rows for key in row)
+        # Not pandas' own reader: its default rounds the last bit of some numbers.
+        return pd.DataFrame({name: [_number(row.get(name)) for row in rows] for name in columns})
 
     def write(self, record: Any) -> Path:
         """Store a record under its own keys, replacing an earlier one at once; return its path."""
@@ -195,3 +192,10 @@ def _holder(path: Path) -> str:
     with suppress(OSError, ValueError):
         return f"process {int((path / HOLDER).read_text(encoding='utf-8')[:20])}"
     return "another process"
+
+
+def _number(cell: str | None) -> int | float | str | None:
+    for kind in (int, float):
+        with suppress(ValueError, TypeError):
+            return kind(cell)
+    return cell

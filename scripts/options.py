@@ -20,7 +20,7 @@ __all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest",
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse options spelled with hyphens or underscores, on top of a `--config` file; a mistake is one line, status 2."""
+    """Parse options spelled with hyphens or underscores, on top of a `--config` file; a mistake is one line."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
