@@ -1,0 +1,141 @@
+"""`landscape study NAME|FILE.toml`: train every method with every seed, compute spectra and surfaces, draw, and print the answer."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from scripts.options import Progress, add_common_arguments, emit_json, say
+
+NAME = "study"
+HELP = "run a whole study: training, spectra, surfaces, figures, tables"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="digits, or a TOML file (see --print_config)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study; default: runs/NAME")
+    parser.add_argument("--print_config", action="store_true", help="print the study as TOML, to start one of your own, and stop")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: the study's, else one for each core")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
+    add_common_arguments(parser, dry_run=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute what is not stored yet, draw everything, print the tables and name the picture to open."""
+    from scripts.study_plan import Study
+    study = Study.read(args.study)
+    if args.print_config:
+        print(study.as_toml(), end="")
+        return 0
+    folder = args.out or Path("runs") / study.name
+    runs, started = study.runs(), time.perf_counter()
+    images = _num_images(runs[0].config, args.data_dir)
+    say(args, _outline(study, runs))
+    if args.dry_run:
+        return 0
+    _claim(folder, study)
+    _compute(args, study, runs, folder, images)
+    pictures = _draw(args, study, runs, folder)
+    document = _summarize(folder, study, runs, time.perf_counter() - started)
+    _print_tables(args, document)
+    emit_json(args, document)
+    say(args, f"\nopen {pictures[0]}")
+    return 0
+
+
+def _num_images(config, data_dir: Path | None) -> int:
+    from landscape.training import training_data
+    return len(training_data(config, data_dir).train)
+
+
+def _outline(study, runs) -> str:
+    from scripts.study_worker import spectrum_cost
+    spectra = sum(len(run.spectrum_epochs) * len(run.groups) for run in runs)
+    products = sum(len(run.spectrum_epochs) * len(run.groups) * spectrum_cost(run) for run in runs)
+    return (f"{study.name}: {len(study.methods)} methods ({', '.join(study.methods)}) x {len(study.seeds)} seeds, "
+            f"{spectra} spectra (at most {products} products), {sum(len(run.surfaces) for run in runs)} surfaces")
+
+
+def _claim(folder: Path, study) -> None:
+    """Write the study into its folder; refuse a folder of another study."""
+    from checkpoints.atomic import make_folder, write_text
+    from checkpoints.errors import RecordError
+    path, text = folder / "study.toml", study.as_toml()
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise RecordError(f"{folder} holds a study of other settings ({path}): choose another folder with --out")
+    make_folder(folder)
+    write_text(path, text)
+
+
+def _compute(args: argparse.Namespace, study, runs, folder: Path, images: int) -> None:
+    from scripts.study_worker import cost, perform
+    workers = min(_workers(args, study), len(runs))
+    with Progress(sum(cost(run, images) for run in runs), study.name, quiet=args.quiet or args.json) as bar:
+        perform(runs, folder, args.data_dir, workers, bar.update)
+
+
+def _workers(args: argparse.Namespace, study) -> int:
+    from landscape.errors import InputError
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"workers={args.workers} is out of range: expected at least 1")
+    import torch
+    default = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return args.workers or study.workers or default
+
+
+def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
+    """Draw the figures that the study asks for and the records allow; return the pictures."""
+    from checkpoints.atomic import make_folder
+    from checkpoints.errors import RecordError
+    from figures.catalogue import write
+    from figures.options import Options
+    from scripts.draw_figures import compare_folders
+    from scripts.study_plan import FIGURES
+    names = study.figures.get("names", FIGURES)
+    pooled = compare_folders([folder / run.name for run in runs])
+    target, pictures = folder / "figures", []
+    make_folder(target)
+    with Progress(len(names), "figures", quiet=args.quiet or args.json, unit="figure") as bar:
+        for name in names:
+            try:
+                pictures += write(name, pooled, target, Options(groups=runs[0].groups), study.figures.get("format", ("png", "pdf")),
+                                  study.figures.get("dpi", 200))
+            except RecordError as reason:
+                say(args, f"not drawn: {name}: {reason}")
+            bar.update()
+    if not pictures:
+        raise RecordError(f"{folder}: no figure could be drawn from these records")
+    return sorted(pictures, key=lambda path: path.suffix != ".png")
+
+
+def _summarize(folder: Path, study, runs, seconds: float) -> dict:
+    """Return the tables of the study, and store them as summary.json."""
+    from analysis import summary
+    from checkpoints.atomic import write_text
+    from checkpoints.provenance import provenance
+    from scripts.draw_figures import compare_folders
+    pooled = compare_folders([folder / run.name for run in runs])
+    document = {
+        "study": study.name, "seeds": list(study.seeds), "seconds": seconds,
+        "accuracy": summary.as_json(summary.accuracy_table(pooled)),
+        "curvature": [row for epoch in runs[0].spectrum_epochs
+                      for row in summary.as_json(summary.curvature_table(pooled, epoch, runs[0].groups))],
+        "provenance": provenance()}
+    write_text(folder / "summary.json", json.dumps(document, indent=1) + "\n")
+    return document
+
+
+def _print_tables(args: argparse.Namespace, document: dict) -> None:
+    import pandas as pd
+
+    from analysis import summary
+    accuracy = pd.DataFrame(document["accuracy"]).set_index("opt")
+    groups = [name for name in summary.ACCURACY_GROUPS if name in accuracy]
+    say(args, f"\ntest accuracy in % after the last epoch, mean ± 95 % interval over {len(document['seeds'])} seeds")
+    say(args, summary.as_text(accuracy, groups, percent=True))
+    curvature = pd.DataFrame(document["curvature"])
+    last = curvature[curvature["epoch"] == curvature["epoch"].max()].set_index(["group", "opt"])
+    say(args, f"\ncurvature after epoch {curvature['epoch'].max()}: extreme eigenvalues of each group's Hessian; negative mass below "
+              f"−{last['threshold'].iloc[0]:.3g}")
+    say(args, summary.as_text(last, ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss"]))

@@ -1,0 +1,144 @@
+"""What a study computes: methods, seeds, spectra, surfaces, figures; read from TOML, checked before anything runs.
+
+    name = "digits"            [train]        settings that all runs share
+    seeds = [0, 1, 2]          [methods.sam]  what sets one method apart; one table a method, `opt` names its optimizer
+    workers = 0                [spectrum]     groups, epochs and the settings of `landscape spectrum`
+                               [[surfaces]]   epoch, seeds and the settings of `landscape surface`; any number of them
+                               [figures]      names, format, dpi
+"""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from analysis.settings import SpectrumSettings, SurfaceSettings
+from landscape.configuration import TrainConfig
+from landscape.errors import InputError
+
+FIGURES = ("overview", "spectra", "extreme_ratio", "negative_mass", "lambda_min", "surface", "surface_3d", "lines",
+           "accuracy_curves", "accuracy_table", "curvature_table")
+DIGITS = {
+    "name": "digits",
+    "seeds": [0, 1, 2],
+    "workers": 0,
+    "train": {"dataset": "digits", "epochs": 40, "eval_every": 2, "lr": 0.02, "batch_size": 64},
+    "methods": {
+        "sgd": {"opt": "sgd"},
+        "sam": {"opt": "sam", "rho": 0.05},
+        "imbsam": {"opt": "imbsam", "rho": 0.05},
+        "ssesam": {"opt": "ssesam", "head_rho": 0.05, "tail_rho": 0.1, "gamma": 0.7},
+    },
+    "spectrum": {"groups": ["head", "tail"], "epochs": [10, 20, 30, 40], "num_probes": 4, "num_matvecs": 20, "num_pairs": 1,
+                 "tol": 0.01, "max_matvecs": 30, "trace_probes": 8, "batch_size": 400},
+    "surfaces": [
+        {"seeds": [0], "epoch": 40, "directions": "random", "dims": 2, "points": 15, "span": 0.5},
+        {"seeds": [0], "epoch": 40, "directions": "eigen", "group": "tail", "dims": 1, "points": 41, "span": 0.5},
+    ],
+    "figures": {"names": list(FIGURES), "format": ["png", "pdf"], "dpi": 200},
+}
+PRESETS = {"digits": DIGITS}
+PLACE = ("epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study, and what is computed of it."""
+
+    name: str
+    config: TrainConfig
+    groups: tuple[str, ...]
+    spectrum_epochs: tuple[int, ...]
+    spectrum: SpectrumSettings
+    surfaces: tuple[tuple[int, SurfaceSettings], ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was written; `runs()` is the work."""
+
+    name: str
+    train: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...] = (0,)
+    spectrum: dict[str, Any] = field(default_factory=dict)
+    surfaces: tuple[dict[str, Any], ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    workers: int = 0            # processes; 0: one for each core, one on a GPU
+
+    @classmethod
+    def read(cls, source: str) -> "Study":
+        """Read a preset by name, or a TOML file by path."""
+        if source in PRESETS:
+            return cls.from_dict(PRESETS[source])
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"study {source!r} is neither a preset ({', '.join(PRESETS)}) nor a file: write one from "
+                             "`landscape study digits --print-config`")
+        try:
+            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no TOML: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> "Study":
+        """Check the keys of a document and build every setting once, so that a mistake shows before anything runs."""
+        _known("a study", document, [f.name for f in fields(cls)])
+        for name, kind in (("name", str), ("train", dict), ("methods", dict)):
+            if not isinstance(document.get(name), kind) or not document[name]:
+                raise InputError(f"a study needs {name}: see `landscape study digits --print-config`")
+        study = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
+        study._check()
+        return study
+
+    def as_toml(self) -> str:
+        """Return the study as a TOML document."""
+        document = {f.name: getattr(self, f.name) for f in fields(self)}
+        return tomli_w.dumps({name: list(value) if isinstance(value, tuple) else value for name, value in document.items()})
+
+    def runs(self) -> list[Run]:
+        """Return every run: all methods of the first seed, then of the second, so that seeds complete one by one."""
+        return [self._run(method, seed) for seed in self.seeds for method in self.methods]
+
+    def _run(self, method: str, seed: int) -> Run:
+        spectrum = {key: value for key, value in self.spectrum.items() if key not in PLACE}
+        surfaces = [entry for entry in self.surfaces if seed in entry.get("seeds", self.seeds)]
+        settings = {**self.train, **self.methods[method], "seed": seed}
+        last = TrainConfig.from_dict(settings).epochs
+        epochs = tuple(sorted(set(self.spectrum.get("epochs", [last]))))
+        places = tuple((entry.get("epoch", last), _surface(entry)) for entry in surfaces)
+        kept = sorted({*epochs, *(epoch for epoch, _ in places), last})
+        config = TrainConfig.from_dict({**settings, "checkpoint_epochs": kept})
+        groups = tuple(self.spectrum.get("groups", ("head", "tail")))
+        return Run(f"{method}-seed{seed}", config, groups, epochs, SpectrumSettings(**spectrum), places)
+
+    def _check(self) -> None:
+        _known("[spectrum]", self.spectrum, [f.name for f in fields(SpectrumSettings)] + ["epochs", "groups"])
+        for entry in self.surfaces:
+            _known("[[surfaces]]", entry, [f.name for f in fields(SurfaceSettings)] + ["epoch", "seeds"])
+        _known("[figures]", self.figures, ["names", "format", "dpi"])
+        for name in self.figures.get("names", ()):
+            _known("[figures] names", {name: None}, FIGURES)
+        if not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise InputError(f"seeds={list(self.seeds)} is out of range: expected one integer >= 0 a run")
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise InputError(f"workers={self.workers} is out of range: expected a number of processes, or 0 for one each core")
+        optimizers = [run.config.opt for run in self.runs()[:len(self.methods)]]
+        if len(set(optimizers)) < len(optimizers):
+            raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, so make "
+                             "them two studies")
+
+
+def _surface(entry: dict[str, Any]) -> SurfaceSettings:
+    return SurfaceSettings(**{key: value for key, value in entry.items() if key not in PLACE})
+
+
+def _known(where: str, document: dict[str, Any], names: list[str] | tuple[str, ...]) -> None:
+    for name in document:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(names)}"
+            raise InputError(f"{where} has an unknown entry {name!r}: {hint}")
