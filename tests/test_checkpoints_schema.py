@@ -188,6 +188,13 @@ def replaced(name, make):
     return edit
 
 
+def half_written(file, name):
+    """Make a dataset whose second row was never stored: HDF5 would read zeros."""
+    made = file.create_dataset(name, shape=(2, 600), chunks=(1, 600), dtype="f8")
+    made[0] = 1.0
+    made.attrs.update(dims=["probe", "node"], units="nats / parameter^2")
+
+
 def link(name, target):
     return replaced(name, lambda file: file.__setitem__(name, target))
 
@@ -219,6 +226,7 @@ def link(name, target):
     (dataset("spectrum/nodes", data=np.ones((2, 3), "S4")), "dtype |S4: expected bool, integers or floating point"),
     (dataset("spectrum/nodes", data=np.ones((2, 3), complex)), "dtype complex128"),
     (dataset("spectrum/nodes", shape=(2, 10**12), chunks=(1, 1000), dtype="f8"), "which this file does not hold"),
+    (replaced("spectrum/nodes", lambda file: half_written(file, "spectrum/nodes")), "which this file does not hold"),
     (dataset("spectrum/nodes", shape=(10**7, 10**7), dtype="f8"), "which this file does not hold"),
     (dataset("spectrum/nodes", data=np.ones((2, 3)), chunks=(2, 3), compression="lzf"), "this file does not hold"),
     (dataset("spectrum/nodes", shape=(2, 3), dtype="f8", external=[("other.bin", 0, 48)]), "this file does not hold"),
