@@ -30,7 +30,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
 def batch_statistics(model: nn.Module, update: bool = False) -> Iterator[nn.Module]:
     """Normalize with the batch's statistics for the length of a with block, whatever the model's mode.
 
-    The running statistics move only with `update`. Modules without running statistics, dropout for one, keep their mode.
+    The running statistics move only with `update`. Modules without running statistics, dropout for one, keep their
+    mode.
     """
     layers = normalizers(model)
     modes = [(layer, layer.training) for layer in layers]

@@ -1,8 +1,8 @@
 """TrainConfig: everything that decides how a network is trained, checked once, stored with the result.
 
-Defaults are the SSE-SAM release's (Lyu et al. 2025) where it has the setting, except that `dataset` is the embedded one,
-the architecture is resnet32 instead of its resnet34 of 21 million parameters, and the learning rate changes at the end of
-an epoch. Epochs count from 0.
+Defaults are the SSE-SAM release's (Lyu et al. 2025) where it has the setting, except that `dataset` is the embedded
+one, the architecture is resnet32 instead of its resnet34 of 21 million parameters, and the learning rate changes at the
+end of an epoch. Epochs count from 0.
 """
 
 import difflib
@@ -28,7 +28,7 @@ NOT_IDENTITY = ("device", "threads")  # where a run is computed does not make it
 
 def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ...] = (), low: float | None = None,
             high: float | None = None, open_end: bool = False) -> Any:
-    """Declare a setting: default, help text, type, and the choices or the range low <= value <= high (< with open_end)."""
+    """Declare a setting: default, help text, type, and its choices or its range low <= value <= high."""
     limits = {"text": text, "kind": kind, "choices": choices, "low": low, "high": high, "open_end": open_end}
     return field(default_factory=dict, metadata=limits) if default == {} else field(default=default, metadata=limits)
 
@@ -38,32 +38,58 @@ class TrainConfig:
     """The settings of one training run. Each is checked at construction; None means the default named in its text."""
 
     dataset: str = setting("digits", "digits, cifar10, cifar100, synthetic, folder:PATH, npz:FILE or module:callable")
-    imb_factor: float | None = setting(None, "n_max / n_min; in (0, 1) it is read as its inverse; default: the data set's "
-                                       "(digits 20, CIFAR 100; own data are used as they are)", kind=float, low=0)
+    imb_factor: float | None = setting(
+        None,
+        "n_max / n_min; in (0, 1) it is read as its inverse; default: the data set's "
+        "(digits 20, CIFAR 100; own data are used as they are)",
+        kind=float,
+        low=0,
+    )
     profile: str = setting("exp", "how class sizes fall", choices=PROFILES)
     subset: str = setting("first", "which images of a class are kept: its first ones, or seeded ones", choices=SUBSETS)
     data_seed: int = setting(0, "seed of subset=seeded", kind=int, low=0)
     normalization: str | None = setting(None, "whose mean and std: cifar10 or cifar100; default: the data set's own")
     image_size: int | None = setting(None, "pixels, for folder:PATH", kind=int, low=1)
-    arch: str | None = setting(None, "network: mlp, digitnet, resnet20, resnet32, resnet56, resnet34 (the SSE-SAM release's), "
-                               "timm:NAME, torchvision:NAME or module:callable; default: digitnet for digits, mlp for "
-                               "synthetic, else resnet32")
+    arch: str | None = setting(
+        None,
+        "network: mlp, digitnet, resnet20, resnet32, resnet56, resnet34 (the SSE-SAM release's), "
+        "timm:NAME, torchvision:NAME or module:callable; default: digitnet for digits, mlp for "
+        "synthetic, else resnet32",
+    )
     loss: str = setting("CE", "training loss; VA, the SSE-SAM README's word, is LA", choices=tuple(LOSSES))
     loss_options: dict[str, Any] = setting({}, "options of the loss by name, such as tau=0.75", kind=dict)
-    drw_epoch: int | None = setting(None, "epoch from which classes are re-weighted (DRW); default: never", kind=int, low=0)
+    drw_epoch: int | None = setting(
+        None, "epoch from which classes are re-weighted (DRW); default: never", kind=int, low=0
+    )
     drw_beta: float = setting(0.9999, "beta of DRW", kind=float, low=0, high=1, open_end=True)
     opt: str = setting("sgd", "optimizer", choices=tuple(FORMS))
-    eta: float | None = setting(None, "tail classes have fewer training images than this; default: 20", kind=float, low=0)
-    many: float | None = setting(None, "many-shot classes have more training images; default: the data set's", kind=float, low=0)
-    few: float | None = setting(None, "few-shot classes have fewer training images; default: the data set's", kind=float, low=0)
+    eta: float | None = setting(
+        None, "tail classes have fewer training images than this; default: 20", kind=float, low=0
+    )
+    many: float | None = setting(
+        None, "many-shot classes have more training images; default: the data set's", kind=float, low=0
+    )
+    few: float | None = setting(
+        None, "few-shot classes have fewer training images; default: the data set's", kind=float, low=0
+    )
     rho: float = setting(0.05, "radius of sam and imbsam, in parameter units", kind=float, low=0)
     head_rho: float = setting(0.05, "head radius of ssesam", kind=float, low=0)
     tail_rho: float = setting(0.05, "tail radius of ssesam", kind=float, low=0)
-    gamma: float = setting(0.0, "fraction of epochs after which ssesam drops the head's ascent: 0 from the start, 1 never",
-                           kind=float, low=0, high=1)
-    gamma_rule: str = setting("ceil", "switch after ceil(gamma * epochs) epochs, or exactly as released", choices=GAMMA_RULES)
-    weighting: str = setting("batch", "divide a group's losses by the batch, count the tail twice, or take each group's mean "
-                             "(imbsam and ssesam)", choices=WEIGHTINGS)
+    gamma: float = setting(
+        0.0,
+        "fraction of epochs after which ssesam drops the head's ascent: 0 from the start, 1 never",
+        kind=float,
+        low=0,
+        high=1,
+    )
+    gamma_rule: str = setting(
+        "ceil", "switch after ceil(gamma * epochs) epochs, or exactly as released", choices=GAMMA_RULES
+    )
+    weighting: str = setting(
+        "batch",
+        "divide a group's losses by the batch, count the tail twice, or take each group's mean (imbsam and ssesam)",
+        choices=WEIGHTINGS,
+    )
     batchnorm: str = setting("every", "forward passes that move BatchNorm's running statistics", choices=BATCHNORM)
     epochs: int = setting(200, "passes over the training images", kind=int, low=1)
     batch_size: int = setting(64, "images a step", kind=int, low=1)
@@ -71,17 +97,29 @@ class TrainConfig:
     momentum: float = setting(0.9, "momentum of SGD", kind=float, low=0, high=1, open_end=True)
     weight_decay: float = setting(1e-3, "weight decay of SGD", kind=float, low=0)
     schedule: str = setting("cosine", "learning rate over epochs", choices=SCHEDULES)
-    scheduler_at: str = setting("end", "change the learning rate at the end of an epoch, or at its start as the SSE-SAM "
-                                "release does", choices=SCHEDULER_AT)
+    scheduler_at: str = setting(
+        "end",
+        "change the learning rate at the end of an epoch, or at its start as the SSE-SAM release does",
+        choices=SCHEDULER_AT,
+    )
     warmup_epochs: int = setting(0, "epochs of linear warm-up", kind=int, low=0)
-    milestones: tuple[int, ...] = setting((160, 180), "epochs at which schedule=step multiplies by decay", kind=tuple, low=0)
+    milestones: tuple[int, ...] = setting(
+        (160, 180), "epochs at which schedule=step multiplies by decay", kind=tuple, low=0
+    )
     decay: float = setting(0.1, "factor at each milestone", kind=float, low=0)
     augment: bool = setting(True, "augment training images as the data set says", kind=bool)
     seed: int = setting(0, "seed of initial weights, order of images and augmentation", kind=int, low=0)
-    checkpoint_epochs: str | tuple[int, ...] = setting("last", "checkpoints to keep: last, every:K (0, K, 2K, ...) or a list "
-                                                       "such as 0,10,60; the last epoch is always kept", kind=object)
-    eval_every: int = setting(10, "evaluate on the test images every so many epochs, and after the last", kind=int, low=1)
-    max_steps: int | None = setting(None, "stop after so many steps, in the middle of an epoch if need be", kind=int, low=1)
+    checkpoint_epochs: str | tuple[int, ...] = setting(
+        "last",
+        "checkpoints to keep: last, every:K (0, K, 2K, ...) or a list such as 0,10,60; the last epoch is always kept",
+        kind=object,
+    )
+    eval_every: int = setting(
+        10, "evaluate on the test images every so many epochs, and after the last", kind=int, low=1
+    )
+    max_steps: int | None = setting(
+        None, "stop after so many steps, in the middle of an epoch if need be", kind=int, low=1
+    )
     dtype: str = setting("float32", "type of parameters and images", choices=DTYPES)
     device: str = setting("auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
     threads: int | None = setting(None, "CPU threads of torch; default: torch's", kind=int, low=1)
@@ -117,7 +155,12 @@ class TrainConfig:
 
     def resolved(self, data: LongTailData) -> "TrainConfig":
         """Return the configuration with the defaults that depend on the data filled in."""
-        filled = {"arch": DEFAULT_ARCHS.get(self.dataset, OTHER_ARCH), "eta": DEFAULT_ETA, "many": data.many, "few": data.few}
+        filled = {
+            "arch": DEFAULT_ARCHS.get(self.dataset, OTHER_ARCH),
+            "eta": DEFAULT_ETA,
+            "many": data.many,
+            "few": data.few,
+        }
         if ":" not in self.dataset:  # own data given whole are used as they are: a factor would cut them
             filled["imb_factor"] = data.imb_factor
         return replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
@@ -142,7 +185,9 @@ def _read_number(name: str, value: Any, limits: Mapping[str, Any]) -> int | floa
     whole, low, high = limits["kind"] is int, limits["low"], limits["high"]
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
     if not fits or (low is not None and value < low) or (high is not None and _beyond(value, high, limits["open_end"])):
-        raise InputError(f"{name}={value!r} is out of range: expected {'an integer' if whole else 'a number'}{_range(name, limits)}")
+        raise InputError(
+            f"{name}={value!r} is out of range: expected {'an integer' if whole else 'a number'}{_range(name, limits)}"
+        )
     return limits["kind"](value)
 
 
@@ -186,8 +231,15 @@ def _read_checkpoints(name: str, value: Any, limits: Mapping[str, Any]) -> str |
     return tuple(sorted(set(_read_integers(name, value, limits))))
 
 
-READERS = {str: _read_text, int: _read_number, float: _read_number, bool: _read_switch, dict: _read_options,
-           tuple: _read_integers, object: _read_checkpoints}
+READERS = {
+    str: _read_text,
+    int: _read_number,
+    float: _read_number,
+    bool: _read_switch,
+    dict: _read_options,
+    tuple: _read_integers,
+    object: _read_checkpoints,
+}
 
 
 def _check_together(config: TrainConfig) -> None:
@@ -197,11 +249,15 @@ def _check_together(config: TrainConfig) -> None:
         if value is not None and value > config.epochs:
             raise InputError(f"{name}={value} is out of range: expected 0 <= {name} <= epochs={config.epochs}")
     if isinstance(config.checkpoint_epochs, tuple) and max(config.checkpoint_epochs, default=0) > config.epochs:
-        raise InputError(f"checkpoint_epochs={','.join(map(str, config.checkpoint_epochs))} is out of range: "
-                         f"expected epochs from 0 to epochs={config.epochs}")
+        raise InputError(
+            f"checkpoint_epochs={','.join(map(str, config.checkpoint_epochs))} is out of range: "
+            f"expected epochs from 0 to epochs={config.epochs}"
+        )
     if config.many is not None and config.few is not None and config.few > config.many:
         raise InputError(f"many={config.many:g}, few={config.few:g} are out of range: expected few <= many")
     known = loss_options(config.loss)
     for option in config.loss_options:
         if option not in known:
-            raise InputError(f"loss_options: {option!r} is unknown to loss {config.loss}: expected {', '.join(known) or 'none'}")
+            raise InputError(
+                f"loss_options: {option!r} is unknown to loss {config.loss}: expected {', '.join(known) or 'none'}"
+            )

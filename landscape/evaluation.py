@@ -30,9 +30,10 @@ class Outcome:
     correct_flip: np.ndarray | None  # (N,) bool, with flip averaging; None where it was not asked for
 
     def by_group(self, groups: ClassGroups, prefix: str = "test") -> dict[str, float]:
-        """Return `<prefix>_accuracy/<group>`, `<prefix>_loss/<group>` and, with flips, `<prefix>_accuracy_flip/<group>`.
+        """Return the mean of each measure over each group's images.
 
-        A group without a class or without an image has no entry.
+        The names are `<prefix>_accuracy/<group>`, `<prefix>_loss/<group>` and, with flip averaging,
+        `<prefix>_accuracy_flip/<group>`. A group without a class or without an image has no entry.
         """
         measures = {"accuracy": self.correct, "loss": self.loss}
         if self.correct_flip is not None:
@@ -42,8 +43,15 @@ class Outcome:
                 for measure, values in measures.items() for name, chosen in members.items() if chosen.any()}
 
 
-def evaluate(model: nn.Module, data: LongTailData, groups: ClassGroups, *, split: str = "test", flip: bool | None = None,
-             batch_size: int = 500) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    data: LongTailData,
+    groups: ClassGroups,
+    *,
+    split: str = "test",
+    flip: bool | None = None,
+    batch_size: int = 250,
+) -> dict[str, float]:
     """Return accuracy and loss of every group over one split; see `Outcome.by_group` for the names.
 
     `flip` asks for flip averaging as well; left out, it is done where a mirrored image keeps its label.
@@ -53,8 +61,9 @@ def evaluate(model: nn.Module, data: LongTailData, groups: ClassGroups, *, split
 
 
 @torch.no_grad()
-def outcome(model: nn.Module, data: LongTailData, *, split: str = "test", flip: bool = False,
-            batch_size: int = 500) -> Outcome:
+def outcome(
+    model: nn.Module, data: LongTailData, *, split: str = "test", flip: bool = False, batch_size: int = 250
+) -> Outcome:
     """Return what the model says about each image of a split. Model, mode and buffers are left as they were."""
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown: expected one of {', '.join(SPLITS)}")
@@ -63,8 +72,10 @@ def outcome(model: nn.Module, data: LongTailData, *, split: str = "test", flip: 
     chosen = getattr(data, split)
     like = next(model.parameters())
     with evaluation_mode(model):
-        parts = [_judge(model, data.inputs(images.to(like.device), like.dtype), labels.to(like.device), flip)
-                 for images, labels in zip(chosen.images.split(batch_size), chosen.labels.split(batch_size))]
+        parts = [
+            _judge(model, data.inputs(images.to(like.device), like.dtype), labels.to(like.device), flip)
+            for images, labels in zip(chosen.images.split(batch_size), chosen.labels.split(batch_size))
+        ]
     # Joined on the device and fetched once: nothing waits in between.
     loss, correct, correct_flip = (torch.cat(column).cpu().numpy() for column in zip(*parts))
     return Outcome(chosen.labels.cpu().numpy(), loss, correct, correct_flip if flip else None)

@@ -5,14 +5,14 @@ For every class group g with radius rho_g, from the same theta and one mini-batc
     G      = sum over g of grad L_g(theta + rho_g * grad L_g(theta) / ||grad L_g(theta)||)
     theta <- base optimizer's step with the gradient G
 
-SGD is {all: 0}; SAM (Foret et al. 2021) is {all: rho}; ImbSAM (Zhou et al. 2023) is {head: 0, tail: rho}; SSE-SAM (Lyu et
-al. 2025) is {head: head_rho, tail: tail_rho}, and {head: 0, tail: tail_rho} after its switch. Weight decay and momentum
-live in the base optimizer alone.
+SGD is {all: 0}; SAM (Foret et al. 2021) is {all: rho}; ImbSAM (Zhou et al. 2023) is {head: 0, tail: rho}; SSE-SAM (Lyu
+et al. 2025) is {head: head_rho, tail: tail_rho}, and {head: 0, tail: tail_rho} after its switch. Weight decay and
+momentum live in the base optimizer alone.
 
-Differences from the released code: parameters are copied back instead of having the step subtracted; nothing is added to
-the norm; one clean forward serves all groups, so a step takes 2 forwards and 2 backwards (SAM), 2 and 3 (ImbSAM, SSE-SAM
-after the switch), 3 and 4 (SSE-SAM before it) where the SSE-SAM release always takes 4 and 4; a group without a sample in
-the batch adds exactly zero.
+Differences from the released code: parameters are copied back instead of having the step subtracted; nothing is added
+to the norm; one clean forward serves all groups, so a step takes 2 forwards and 2 backwards (SAM), 2 and 3 (ImbSAM,
+SSE-SAM after the switch), 3 and 4 (SSE-SAM before it) where the SSE-SAM release always takes 4 and 4; a group without a
+sample in the batch adds exactly zero.
 """
 
 import math
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from landscape.ascent import Gradient, WeightedMean, add, displaced, hand_over, is_finite
 from landscape.batchnorm import running_statistics_held
+from landscape.closures import Closure, Masks, mask_of, read_answer
 from landscape.errors import InputError
 from landscape.release_protocol import FourCallProtocol
 
@@ -32,23 +33,21 @@ TAIL = "tail"
 WEIGHTINGS = ("batch", "double_tail", "group_mean")
 BATCHNORM = ("every", "clean")
 GAMMA_RULES = ("ceil", "released")
-Masks = Mapping[str, Tensor]                       # group name -> bool (B,)
-Closure = Callable[[], tuple[Tensor, Masks]]       # -> per-sample losses (B,) and the groups' masks
 
 
 class GroupSAM(Optimizer):
     """Wrap a constructed base optimizer so that each class group's gradient is taken at its own perturbed parameters.
 
-    `radii` maps group names to rho_g >= 0, in the units of the parameters; the group "all" needs no mask. `param_groups`
-    and `state` are the base optimizer's own, so learning-rate schedulers may hold either object. Perturbed are the
-    trainable parameters that the base optimizer holds, with one norm over all of them.
+    `radii` maps group names to rho_g >= 0, in the units of the parameters; the group "all" needs no mask.
+    `param_groups` and `state` are the base optimizer's own, so learning-rate schedulers may hold either object.
+    Perturbed are the trainable parameters that the base optimizer holds, with one norm over all of them.
 
     `weighting` defines L_g, the three published ways:
         "batch"        sum of the group's losses / |B|: SSE-SAM, and ImbSAM as first released
         "double_tail"  the same, with the group "tail" counted twice: ImbSAM since September 2023
         "group_mean"   sum of the group's losses / the group's samples in B: the ImbSAM baseline of the SSE-SAM release
-    `batchnorm` says which passes move BatchNorm's running statistics: "every" one, as released, or only the "clean" one.
-    Every pass normalizes with its batch's statistics either way.
+    `batchnorm` says which passes move BatchNorm's running statistics: "every" one, as released, or only the "clean"
+    one. Every pass normalizes with its batch's statistics either way.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, radii: Mapping[str, float], *,
@@ -61,15 +60,18 @@ class GroupSAM(Optimizer):
         self._share_with_base()
         self.set_radii(radii)
         if not {id(p) for p in model.parameters()} & {id(p) for p in self.trained()}:
-            raise InputError("the optimizer holds no trainable parameter of the model: build it from model.parameters()")
+            raise InputError(
+                "the optimizer holds no trainable parameter of the model: build it from model.parameters()"
+            )
 
     @torch.no_grad()
     def step(self, *closures: Closure, scaler: "torch.amp.GradScaler | None" = None) -> Tensor:
         """Take one step; return the mean loss of the batch at the old parameters, on the device.
 
-        A closure runs one forward of the whole batch and returns its per-sample losses (B,) and a bool mask (B,) a group;
-        it calls no backward. Several closures are one batch in pieces. With `scaler`, a GradScaler, a step whose gradient
-        overflows is skipped, and `scaler.update()` remains the caller's. Clip gradients in a step hook of the base.
+        A closure runs one forward of the whole batch and returns its per-sample losses (B,) and a bool mask (B,) a
+        group; it calls no backward. Several closures are one batch in pieces. With `scaler`, a GradScaler, a step whose
+        gradient overflows is skipped, and `scaler.update()` remains the caller's. Clip gradients in a step hook of the
+        base.
         """
         moving = [group for group, rho in self.radii.items() if rho > 0]
         still = [group for group, rho in self.radii.items() if rho == 0]
@@ -85,11 +87,11 @@ class GroupSAM(Optimizer):
         return loss
 
     def _pass(self, closures: Sequence[Closure], bundles: list[list[str]], scaler) -> tuple[Tensor, list[Gradient]]:
-        """Return the mean loss and, for each bundle of groups, its gradient: one forward a closure, one backward a bundle."""
+        """Return the mean loss and each bundle's gradient: one forward a closure, one backward a bundle of groups."""
         parameters, means, loss, num_samples = self.trained(), [WeightedMean() for _ in bundles], 0.0, 0
         for closure in closures:
             with torch.enable_grad():
-                losses, masks = _checked(closure())
+                losses, masks = read_answer(closure())
                 terms = [_plus([self._loss(losses, masks, group) for group in bundle]) for bundle in bundles]
                 terms = terms if scaler is None else [scaler.scale(term) for term in terms]
             for mean, bundle, term in zip(means, bundles, terms):
@@ -103,7 +105,7 @@ class GroupSAM(Optimizer):
         """L_g over one closure's samples."""
         if group == "all":
             return losses.sum() / len(losses)
-        mask = _mask(masks, group, losses)
+        mask = mask_of(masks, group, losses)
         # Select before summing: a group without a sample then adds exact zeros and never 0/0.
         chosen = torch.where(mask, losses, 0.0).sum()
         if self.weighting == "group_mean":
@@ -113,11 +115,11 @@ class GroupSAM(Optimizer):
     def _weight(self, losses: Tensor, masks: Masks, bundle: list[str]) -> int | Tensor:
         """What one closure counts in the mean over closures: its samples, or its samples of the group."""
         if self.weighting == "group_mean" and len(bundle) == 1 and bundle != ["all"]:
-            return _mask(masks, bundle[0], losses).sum(dtype=torch.float64)
+            return mask_of(masks, bundle[0], losses).sum(dtype=torch.float64)
         return len(losses)
 
     def _together(self, groups: list[str], closures: Sequence[Closure]) -> list[list[str]]:
-        """Let the groups without radius share one backward, unless each is divided by its own count over several closures."""
+        """Let groups without radius share one backward, unless each has its own count over several closures."""
         if not closures:
             raise InputError("step() needs a closure that returns per-sample losses and group masks: step(closure)")
         apart = self.weighting == "group_mean" and len(closures) > 1
@@ -147,7 +149,9 @@ class GroupSAM(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Continue from what `state_dict` returned, stage included."""
         if "radii" not in state_dict:
-            raise InputError("the state has no radii: it is a plain optimizer's; load it into the base optimizer instead")
+            raise InputError(
+                "the state has no radii: it is a plain optimizer's; load it into the base optimizer instead"
+            )
         self.base.load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self._share_with_base()
         self.epochs_done = state_dict["epochs_done"]
@@ -157,19 +161,25 @@ class GroupSAM(Optimizer):
         self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
 
     def __getstate__(self) -> dict:
-        # torch copies three fields only, and a copy would lack its base; schedulers hang a `step` of their own on the object.
+        # torch copies three fields alone, and a copy would lack its base; schedulers hang their own `step` on this.
         return {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "step"}
 
 
 class SAM(GroupSAM):
-    """SAM (Foret et al. 2021): one ascent along the whole batch's gradient. Two forwards and two backwards a step."""
+    """SAM (Foret et al. 2021): one ascent along the whole batch's gradient.
+
+    Two forwards and two backwards a step.
+    """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, rho: float = 0.05, **options):
         super().__init__(optimizer, model, {"all": _radius("rho", rho)}, **options)
 
 
 class ImbSAM(GroupSAM):
-    """ImbSAM (Zhou et al. 2023): the head's gradient in place, the tail's after an ascent. Two forwards, three backwards."""
+    """ImbSAM (Zhou et al. 2023): the head's gradient in place, the tail's after an ascent.
+
+    Two forwards and three backwards a step.
+    """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, rho: float = 0.05, **options):
         super().__init__(optimizer, model, {"head": 0.0, TAIL: _radius("rho", rho)}, **options)
@@ -179,13 +189,23 @@ class SSESAM(FourCallProtocol, GroupSAM):
     """SSE-SAM (Lyu et al. 2025): an ascent for head and tail each, and for the tail alone after the switch.
 
     The switch happens when ceil(gamma * total_epochs) epochs are done: gamma = 0 is the tail alone from the first step,
-    gamma = 1 never switches. Call `end_epoch()` after each epoch. With gamma_rule="released" the product is compared as it
-    rounds (0.55 * 200 switches after 111 epochs) and gamma = 0 never switches, which is what the released code says before
-    it stops at its missing counter. Answers the release's four calls too: see FourCallProtocol.
+    gamma = 1 never switches. Call `end_epoch()` after each epoch. With gamma_rule="released" the product is compared as
+    it rounds (0.55 * 200 switches after 111 epochs) and gamma = 0 never switches, which is what the released code says
+    before it stops at its missing counter. Answers the release's four calls too: see FourCallProtocol.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, head_rho: float = 0.05, tail_rho: float = 0.05,
-                 gamma: float = 0.0, total_epochs: int = 200, *, gamma_rule: str = "ceil", **options):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        head_rho: float = 0.05,
+        tail_rho: float = 0.05,
+        gamma: float = 0.0,
+        total_epochs: int = 200,
+        *,
+        gamma_rule: str = "ceil",
+        **options,
+    ):
         self.switch_epoch = switch_epoch(gamma, total_epochs, gamma_rule)
         radii = {"head": _radius("head_rho", head_rho), TAIL: _radius("tail_rho", tail_rho)}
         super().__init__(optimizer, model, radii, **options)
@@ -209,7 +229,9 @@ def switch_epoch(gamma: float, total_epochs: int, rule: str = "ceil") -> float:
     """Return the number of epochs after which SSE-SAM drops the head's ascent; infinity for never."""
     _choice("gamma_rule", rule, GAMMA_RULES)
     if not 0 <= gamma <= 1:
-        raise InputError(f"gamma={gamma} is out of range: expected 0 <= gamma <= 1, the fraction of epochs before the switch")
+        raise InputError(
+            f"gamma={gamma} is out of range: expected 0 <= gamma <= 1, the fraction of epochs before the switch"
+        )
     if not total_epochs >= 1:
         raise InputError(f"total_epochs={total_epochs} is out of range: expected an integer >= 1")
     if gamma == 1 or (gamma == 0 and rule == "released"):
@@ -223,38 +245,20 @@ FORMS: dict[str, Callable[..., GroupSAM]] = {
     "sgd": lambda base, model, c, **options: GroupSAM(base, model, {"all": 0.0}, **options),
     "sam": lambda base, model, c, **options: SAM(base, model, c.rho, **options),
     "imbsam": lambda base, model, c, **options: ImbSAM(base, model, c.rho, **options),
-    "ssesam": lambda base, model, c, **options: SSESAM(base, model, c.head_rho, c.tail_rho, c.gamma, c.epochs,
-                                                       gamma_rule=c.gamma_rule, **options),
+    "ssesam": lambda base, model, c, **options: SSESAM(
+        base, model, c.head_rho, c.tail_rho, c.gamma, c.epochs, gamma_rule=c.gamma_rule, **options
+    ),
 }
 
 
 def build_optimizer(config, model: nn.Module) -> GroupSAM:
-    """Build the form that `config.opt` names around torch's SGD with the configuration's lr, momentum and weight_decay."""
+    """Build the form that `config.opt` names around torch's SGD with its lr, momentum and weight_decay."""
     form = FORMS[_choice("opt", config.opt, tuple(FORMS))]
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
     base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return form(base, model, config, weighting=config.weighting, batchnorm=config.batchnorm)
-
-
-def _checked(answer: Tensor | tuple[Tensor, Masks]) -> tuple[Tensor, Masks]:
-    losses, masks = (answer, {}) if isinstance(answer, Tensor) else answer
-    if losses.ndim != 1 or not len(losses):
-        raise InputError(f"the closure returned losses of shape {tuple(losses.shape)}: expected one a sample, (B,) with B >= 1; "
-                         "build the loss with reduction='none'")
-    if not losses.requires_grad:
-        raise InputError("the closure's losses carry no gradient: compute them from the model, outside torch.no_grad()")
-    return losses, masks
-
-
-def _mask(masks: Masks, group: str, losses: Tensor) -> Tensor:
-    if group not in masks:
-        raise InputError(f"the closure returned no mask for group {group!r}: it has {', '.join(masks) or 'none'}")
-    if masks[group].shape != losses.shape or masks[group].dtype != torch.bool:
-        raise InputError(f"the mask of group {group!r} is {masks[group].dtype} {tuple(masks[group].shape)}: expected "
-                         f"torch.bool {tuple(losses.shape)}, one entry a sample")
-    return masks[group]
 
 
 def _plus(terms: list[Tensor]) -> Tensor:

@@ -40,7 +40,9 @@ def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Cut a vector (d,) into pieces shaped like `tensors`; rows (k, d) give pieces (k, *shape)."""
     size = sum(t.numel() for t in tensors)
     if vector.shape[-1] != size:
-        raise InputError(f"a vector of length {vector.shape[-1]} does not fit: expected {size}, one entry a trainable parameter")
+        raise InputError(
+            f"a vector of length {vector.shape[-1]} does not fit: expected {size}, one entry a trainable parameter"
+        )
     pieces = vector.split([t.numel() for t in tensors], dim=-1)
     return [piece.reshape(vector.shape[:-1] + t.shape) for piece, t in zip(pieces, tensors)]
 

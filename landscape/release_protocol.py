@@ -9,8 +9,8 @@ then one update(); and one update_rho() after each epoch. It takes four forwards
 `step(closure)`, which gives the same parameters, is the faster way.
 
 Differences from the released class: parameters come back bit by bit; the norm has no additive term; gamma 0 and 1 work;
-a parameter without a gradient is left alone; calls out of order are errors. With batchnorm="clean" the running statistics
-move in the first forward of a batch only.
+a parameter without a gradient is left alone; calls out of order are errors. With batchnorm="clean" the running
+statistics move in the first forward of a batch only.
 """
 
 from contextlib import ExitStack
@@ -36,7 +36,9 @@ class FourCallProtocol:
         if n_i not in (0, 1):
             raise InputError(f"n_i={n_i} is out of range: expected 0 for the head or 1 for the tail")
         if self._origin is not None:
-            raise InputError("compute_and_add_epsilon() was called twice: call compute_grad_sum_and_restore_p() in between")
+            raise InputError(
+                "compute_and_add_epsilon() was called twice: call compute_grad_sum_and_restore_p() in between"
+            )
         self._origin = displace(self._take_gradient(), self.radii[GROUPS[n_i]])
         if self.batchnorm == "clean" and self._held is None:
             self._held = ExitStack()
@@ -45,7 +47,9 @@ class FourCallProtocol:
     def compute_grad_sum_and_restore_p(self) -> None:
         """Add the current gradients to the running sum and give the parameters their old values back."""
         if self._origin is None:
-            raise InputError("compute_grad_sum_and_restore_p() has nothing to undo: call compute_and_add_epsilon() first")
+            raise InputError(
+                "compute_grad_sum_and_restore_p() has nothing to undo: call compute_and_add_epsilon() first"
+            )
         put_back(self._origin)
         self._sum, self._origin = add(self._sum or {}, self._take_gradient()), None
 
@@ -53,7 +57,9 @@ class FourCallProtocol:
     def update(self) -> None:
         """Take the base optimizer's step with the gathered gradients, and clear them."""
         if self._sum is None or self._origin is not None:
-            raise InputError("update() has no finished gradient: call compute_grad_sum_and_restore_p() for each group first")
+            raise InputError(
+                "update() has no finished gradient: call compute_grad_sum_and_restore_p() for each group first"
+            )
         hand_over(self.trained(), self._sum)
         self.base.step()
         self._opt_called = True  # schedulers made from this object look here for a step

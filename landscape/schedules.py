@@ -1,7 +1,7 @@
 """Learning rate of each epoch, in closed form: nothing to store, nothing to drift when a run is resumed.
 
-With the position t = epoch (scheduler_at="end": the scheduler is stepped after each epoch, torch's way) or t = epoch + 1
-(scheduler_at="start": before it, as the SSE-SAM and ImbSAM releases do, whose last epoch therefore has learning rate 0):
+The position t is the epoch's index with scheduler_at="end" (the scheduler is stepped after each epoch, torch's way) and
+one more with "start" (before it, as in the SSE-SAM and ImbSAM releases, whose last epoch therefore has the rate 0):
 
     warm-up    lr (t + 1) / warmup_epochs                                  while t < warmup_epochs
     cosine     lr (1 + cos(pi (t - warmup_epochs) / (epochs - warmup_epochs))) / 2      Loshchilov and Hutter 2017

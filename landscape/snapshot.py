@@ -25,7 +25,9 @@ def snapshot(model: nn.Module, optimizer: GroupSAM) -> dict[str, Any]:
     """Return everything that training needs to go on from here."""
     arrays = {f"model/{name}": array for name, array in state_arrays(model).items()}
     for index, entries in optimizer.state_dict()["state"].items():
-        arrays |= {f"optimizer/{index}/{name}": _array(name, value) for name, value in entries.items() if value is not None}
+        arrays |= {
+            f"optimizer/{index}/{name}": _array(name, value) for name, value in entries.items() if value is not None
+        }
     return arrays | {"epochs_done": optimizer.epochs_done}
 
 
@@ -50,13 +52,17 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         found = tuple(arrays[name].shape) if name in arrays else "absent"
         expected = shapes.get(name, "absent")
         if found != expected:
-            raise InputError(f"the stored parameters do not fit the model: {name} is {found}, the model's is {expected}; "
-                             "build the model that they were stored from")
+            raise InputError(
+                f"the stored parameters do not fit the model: {name} is {found}, the model's is {expected}; "
+                "build the model that they were stored from"
+            )
     model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 
 
 def _array(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, Tensor):
-        raise InputError(f"the model's state holds {name} of type {type(value).__name__}: expected tensors alone, "
-                         "since only they can be stored")
+        raise InputError(
+            f"the model's state holds {name} of type {type(value).__name__}: expected tensors alone, "
+            "since only they can be stored"
+        )
     return value.detach().cpu().numpy().copy()

@@ -1,12 +1,10 @@
 """The training loop: one network, one long-tailed data set, one optimizer of the family.
 
-The data live on the device as bytes, and are augmented and normalized there in blocks. Nothing waits for the device inside
-an epoch: losses stay there, and the first one that is not finite is found at the epoch's end. All randomness comes from
-generators seeded by (seed, epoch), so a resumed run needs no generator state and repeats the undisturbed one bit by bit on
-the CPU. Nothing is written here: a Recorder is told of checkpoints, metrics and the point to resume from, as NumPy arrays.
-
-A last batch smaller than the others is kept; one of a single image joins the batch before it, since BatchNorm cannot
-normalize one value a channel.
+The data live on the device as bytes, and are augmented and normalized there. Nothing waits for the device inside an
+epoch: losses stay there, and the first one that is not finite is found at the epoch's end. All randomness comes from
+generators seeded by (seed, epoch), so a resumed run needs no generator state and repeats the undisturbed one bit by bit
+on the CPU. Nothing is written here: a Recorder is told of checkpoints, metrics and the point to resume from, as NumPy
+arrays.
 """
 
 import time
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.ascent import is_finite
+from landscape.batches import batch_sizes, shuffled_batches
 from landscape.batchnorm import evaluation_mode
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData, load_data
@@ -35,9 +34,6 @@ from landscape.schedules import learning_rate
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
 
 __all__ = ["Recorder", "TrainConfig", "TrainResult", "choose_device", "train", "training_data"]
-
-ORDER, AUGMENTATION, NETWORK = range(3)  # what a generator is for
-BLOCK = 2048                             # images augmented and normalized at once
 
 
 class Recorder(Protocol):
@@ -71,11 +67,11 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
           on_step: Callable[[int], None] | None = None) -> TrainResult:
     """Train a network; return it with one row of metrics an epoch.
 
-    `data` and `model` replace what the configuration names; a model is trained in place. Where the recorder has a point to
-    resume from, training goes on behind it. `progress` is called with each epoch's row, `on_step` with 1 after each step.
-    A row holds epoch (the number of epochs done), lr, train_loss (mean over the epoch, at the parameters before each step),
-    head_rho, tail_rho and seconds, and on evaluated epochs what `evaluate` returns. Raises DivergedError, naming epoch and
-    step, where the training loss stops being finite; nothing is recorded of that epoch.
+    `data` and `model` replace what the configuration names; a model is trained in place. Where the recorder has a point
+    to resume from, training goes on behind it. `progress` is called with each epoch's row, `on_step` with 1 after each
+    step. A row holds epoch (the number of epochs done), lr, train_loss (mean over the epoch, at the parameters before
+    each step), head_rho, tail_rho and seconds, and on evaluated epochs what `evaluate` returns. Raises DivergedError,
+    naming epoch and step, where the training loss stops being finite; nothing is recorded of that epoch.
     """
     data = training_data(config) if data is None else data
     config = config.resolved(data)
@@ -112,15 +108,6 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device={name!r} is not here: this machine shows {torch.cuda.device_count()} CUDA devices; "
                          "use auto or cpu")
     return device
-
-
-def batch_sizes(num_images: int, batch_size: int) -> list[int]:
-    """Return the sizes of an epoch's batches: all images, the last batch ragged but never of one image."""
-    full, rest = divmod(num_images, batch_size)
-    sizes = [batch_size] * full + [rest] * (rest > 0)
-    if rest == 1 and full:
-        return sizes[:-2] + [batch_size + 1]
-    return sizes
 
 
 class _Run:
@@ -167,24 +154,14 @@ class _Run:
         self.model.train()
         steps = self.config.max_steps
         sizes = self.sizes if steps is None else self.sizes[:steps - epoch * len(self.sizes)]
-        losses = []
-        with _global_seed(_seed(self.config.seed, epoch, NETWORK), self.device):
-            for inputs, labels in islice(self._batches(epoch), len(sizes)):
+        order, augmentation, network = _seeds(self.config.seed, epoch)
+        augmentation = augmentation if self.config.augment else None
+        batches, losses = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype), []
+        with _global_seed(network, self.device):
+            for inputs, labels in islice(batches, len(sizes)):
                 losses.append(self.optimizer.step(self._closure(inputs, labels, epoch)))
                 on_step(1)
         return _mean_loss(torch.stack(losses), sizes, epoch, self.model, self.config)
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized images (B, C, H, W) and labels (B,), shuffled and augmented."""
-        train, seed = self.data.train, self.config.seed
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_seed(seed, epoch, ORDER))).to(self.device)
-        draws = torch.Generator(self.device).manual_seed(_seed(seed, epoch, AUGMENTATION))
-        a_block = max(BLOCK // self.config.batch_size, 1)
-        sizes = [self.sizes[i:i + a_block] for i in range(0, len(self.sizes), a_block)]
-        for chosen, parts in zip(order.split([sum(block) for block in sizes]), sizes):
-            images = train.images[chosen]
-            images = self.data.augmentation(images, draws) if self.config.augment else images
-            yield from zip(self.data.inputs(images, self.dtype).split(parts), train.labels[chosen].split(parts))
 
     def _closure(self, inputs: Tensor, labels: Tensor, epoch: int) -> Closure:
         masks = {group: table[labels] for group, table in self.membership.items()}
@@ -197,6 +174,7 @@ class _Run:
         def closure() -> tuple[Tensor, dict[str, Tensor]]:
             losses = self.loss(self.model(inputs), labels)
             return losses if weights is None else losses * weights, masks
+
         return closure
 
 
@@ -210,8 +188,9 @@ def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
 
 def _fresh_model(config: TrainConfig, data: LongTailData) -> nn.Module:
     cosine = needs_cosine_head(config.loss, **config.loss_options)
-    return build_model(config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine,
-                       generator_seed=config.seed)
+    return build_model(
+        config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine, generator_seed=config.seed
+    )
 
 
 @torch.no_grad()
@@ -221,8 +200,9 @@ def _check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> 
         shape = tuple(model(data.inputs(data.train.images[:2], dtype)).shape)
     expected = (len(data.train.images[:2]), data.num_classes)
     if shape != expected:
-        raise InputError(f"the model returns shape {shape} for {expected[0]} images: expected {expected}, "
-                         "one logit a class")
+        raise InputError(
+            f"the model returns shape {shape} for {expected[0]} images: expected {expected}, one logit a class"
+        )
 
 
 def _mean_loss(losses: Tensor, sizes: list[int], epoch: int, model: nn.Module, config: TrainConfig) -> float:
@@ -231,16 +211,22 @@ def _mean_loss(losses: Tensor, sizes: list[int], epoch: int, model: nn.Module, c
     bad = np.flatnonzero(~np.isfinite(values))
     advice = f"lower lr={config.lr:g} or the radius, or add warmup_epochs"
     if bad.size:
-        raise DivergedError(f"training diverged: the loss is {values[bad[0]]} in epoch {epoch} at step {bad[0]} "
-                            f"(both count from 0); {advice}")
+        raise DivergedError(
+            f"training diverged: the loss is {values[bad[0]]} in epoch {epoch} at step {bad[0]} "
+            f"(both count from 0); {advice}"
+        )
     if not is_finite({p: p.detach() for p in model.parameters()}):
-        raise DivergedError(f"training diverged: a parameter is not finite in epoch {epoch} after step {len(values) - 1} "
-                            f"(both count from 0); {advice}")
+        raise DivergedError(
+            f"training diverged: a parameter is not finite in epoch {epoch} after step {len(values) - 1} "
+            f"(both count from 0); {advice}"
+        )
     return float(np.average(values, weights=sizes))
 
 
-def _seed(seed: int, epoch: int, purpose: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, purpose)).generate_state(1, np.uint64)[0] >> 1)
+def _seeds(seed: int, epoch: int) -> tuple[int, int, int]:
+    """Return an epoch's seeds: of the order of images, of their augmentation, and of what the network draws."""
+    words = np.random.SeedSequence((seed, epoch)).generate_state(3, np.uint64) >> np.uint64(1)
+    return tuple(map(int, words))
 
 
 @contextmanager

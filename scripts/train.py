@@ -1,7 +1,7 @@
 """`landscape train`, and `python scripts/train.py`: train one network and leave a run folder behind.
 
-Every setting of TrainConfig is an option under the name that the literature uses for it. A folder that holds a run of the
-same configuration is continued, or its finished result printed; with another configuration it is refused.
+Every setting of TrainConfig is an option under the name that the literature uses for it. A folder that holds a run of
+the same configuration is continued, or its finished result printed; with another configuration it is refused.
 """
 
 import argparse
@@ -10,41 +10,51 @@ import json
 import re
 import sys
 import time
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run as a file: Python has put this folder first on the path, and the packages are beside it
+if __name__ == "__main__":  # run as a file: Python has put this folder on the path, and not the one above it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
+from landscape.batches import batch_sizes
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
 from landscape.errors import InputError
-from landscape.training import batch_sizes, choose_device, train, training_data
+from landscape.training import choose_device, train, training_data
 from scripts.options import Progress, add_common_arguments, emit_json, say
+from scripts.train_settings import add_settings, given_settings
 
 NAME = "train"
 HELP = "train a network on long-tailed data and store its run"
 
-ALIASES = {"eval_every": ("--print_freq",), "batch_size": ("-bz",), "weight_decay": ("-wd",)}  # the SSE-SAM release's names
 GROUPS = ("all", "head", "tail", "many", "medium", "few")
 FORECAST_STEPS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for setting in fields(TrainConfig):
-        _add_setting(parser, setting)
+    add_settings(parser)
     parser.add_argument("--gpu", type=int, metavar="N", help="train on this GPU; without one, on the CPU")
-    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR lies or is downloaded to; default: "
-                        "$LANDSCAPE_DATA_DIR, else ./datasets")
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder; default: runs/ and a name made of the settings")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out with its stored settings "
-                        "(a run of the same settings is continued without this, too)")
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        metavar="DIR",
+        help="where CIFAR lies or is downloaded to; default: $LANDSCAPE_DATA_DIR, else ./datasets",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="run folder; default: runs/ and a name made of the settings"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out with its stored settings "
+        "(a run of the same settings is continued without this, too)",
+    )
     add_common_arguments(parser, dry_run=True)
 
 
@@ -60,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
     path = args.out or Path("runs") / slug(config)
     store = RunStore.create(path, config.identity(), provenance=_origin(config, data))
     if store.provenance.get("data_hash", data.hash) != data.hash:
-        raise InputError(f"{path} was begun on other images or labels than dataset={config.dataset!r} holds now: "
-                         "put them back, or choose another --out")
+        raise InputError(
+            f"{path} was begun on other images or labels than dataset={config.dataset!r} holds now: "
+            "put them back, or choose another --out"
+        )
     if store.finished:
         say(args, f"{path}: finished before; nothing to train")
     else:
@@ -73,59 +85,20 @@ def slug(config: TrainConfig) -> str:
     """Return a folder name that a person can read and that no other configuration has."""
     identity = json.dumps(config.identity(), sort_keys=True)
     factor = "" if config.imb_factor is None else f"if{config.imb_factor:g}"
-    words = (config.dataset, factor, config.arch, config.loss, config.opt, f"seed{config.seed}",
-             hashlib.sha256(identity.encode()).hexdigest()[:8])
+    words = (
+        config.dataset,
+        factor,
+        config.arch,
+        config.loss,
+        config.opt,
+        f"seed{config.seed}",
+        hashlib.sha256(identity.encode()).hexdigest()[:8],
+    )
     return "-".join(re.sub(r"[^a-z0-9.]+", "_", word.lower()).strip("_.") for word in words if word)
 
 
-def _add_setting(parser: argparse.ArgumentParser, setting: Any) -> None:
-    limits = setting.metadata
-    text = limits["text"] if setting.default in (None, MISSING) else _with_default(limits["text"], setting.default)
-    names = (f"--{setting.name}", *ALIASES.get(setting.name, ()))
-    # SUPPRESS: only what was given lands in the namespace, so that a stored configuration can fill in the rest.
-    common = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-    if limits["kind"] is bool:
-        parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
-    elif limits["kind"] is dict:
-        parser.add_argument(*names, nargs="+", metavar="NAME=VALUE", type=_option, **common)
-    else:
-        reader = {int: int, float: float, tuple: _epochs, object: _checkpoint_epochs}.get(limits["kind"], str)
-        metavar = {int: "N", float: "X", tuple: "E,E", object: "WHICH"}.get(limits["kind"], "NAME")
-        metavar = "{%s}" % ",".join(limits["choices"]) if limits["choices"] else metavar
-        parser.add_argument(*names, type=reader, metavar=metavar, **common)
-
-
-def _with_default(text: str, default: Any) -> str:
-    return f"{text}; default: {','.join(map(str, default)) if isinstance(default, tuple) else default}"
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no option: expected NAME=VALUE")
-    for reader in (int, float):
-        try:
-            return name, reader(value)
-        except ValueError:
-            continue
-    return name, value
-
-
-def _epochs(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(epoch) for epoch in text.split(",") if epoch.strip())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of epochs: expected integers with commas between") from error
-
-
-def _checkpoint_epochs(text: str) -> str | tuple[int, ...]:
-    return _epochs(text) if re.fullmatch(r"[\d, ]+", text) else text
-
-
 def _config(args: argparse.Namespace) -> TrainConfig:
-    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
-    if "loss_options" in given:
-        given["loss_options"] = dict(given["loss_options"])
+    given = given_settings(args)
     if "imb_factor" in given and (note := read_imb_factor(given["imb_factor"])[1]):
         say(args, f"note: {note}")
     if args.gpu is not None:
@@ -147,9 +120,14 @@ def _gpu(args: argparse.Namespace) -> str:
 
 
 def _origin(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
-    return provenance(data_hash=data.hash, class_counts=data.counts.tolist(), class_names=list(data.class_names),
-                      notes=list(data.notes), device=str(choose_device(config.device)),
-                      threads=config.threads or torch.get_num_threads())
+    return provenance(
+        data_hash=data.hash,
+        class_counts=data.counts.tolist(),
+        class_names=list(data.class_names),
+        notes=list(data.notes),
+        device=str(choose_device(config.device)),
+        threads=config.threads or torch.get_num_threads(),
+    )
 
 
 def _train(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore) -> None:
@@ -157,8 +135,11 @@ def _train(args: argparse.Namespace, config: TrainConfig, data: LongTailData, st
         recorder = store.recorder()
         point = recorder.resumed()
         done = int(point["epochs_done"]) if point else 0
-        for line in (f"run {store.path}", *(f"  {name} = {value}" for name, value in config.as_dict().items()),
-                     *([f"continuing after epoch {done}"] if done else [])):
+        for line in (
+            f"run {store.path}",
+            *(f"  {name} = {value}" for name, value in config.as_dict().items()),
+            *([f"continuing after epoch {done}"] if done else []),
+        ):
             say(args, line)
 
         def progress(row: dict[str, float]) -> None:
@@ -166,6 +147,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, data: LongTailData, st
             store.log(line)
             if any(name.startswith("test_") for name in row) and not (args.quiet or args.json):
                 from tqdm import tqdm
+
                 tqdm.write(line)  # prints above the bar, where there is one
 
         steps = _num_steps(config, data)
@@ -198,8 +180,17 @@ def _report(args: argparse.Namespace, store: RunStore) -> int:
                 cells = "".join(f"{100 * row[f'{measure}/{group}']:8.1f}" for group in groups)
                 say(args, f"{f'epoch {row.epoch:.0f}, {name}{words}':36}{cells}")
     say(args, f"\nnext: landscape spectrum {store.path}")
-    emit_json(args, {"run": store.path, "finished": store.finished, "config": store.config, "epochs": store.epochs,
-                     "last": last.dropna().to_dict(), "best_on_test": best.dropna().to_dict()})
+    emit_json(
+        args,
+        {
+            "run": store.path,
+            "finished": store.finished,
+            "config": store.config,
+            "epochs": store.epochs,
+            "last": last.dropna().to_dict(),
+            "best_on_test": best.dropna().to_dict(),
+        },
+    )
     return 0
 
 
@@ -210,14 +201,27 @@ def _forecast(args: argparse.Namespace, config: TrainConfig, data: LongTailData)
     result = train(trial, data=data, on_step=lambda steps: times.append(time.perf_counter()))
     seconds = (times[-1] - times[min(1, len(times) - 2)]) / max(len(times) - 2, 1)
     steps, size = _num_steps(config, data), sum(p.numel() * p.element_size() for p in result.model.parameters())
-    text = (f"{config.epochs} epochs, {steps} steps of {seconds:.3g} s: about {steps * seconds / 60:.3g} minutes and evaluation; "
-            f"{len(config.kept_epochs())} checkpoints of {size / 2**20:.3g} MiB; images {data.train.images.nbytes / 2**20:.3g} MiB")
+    text = (
+        f"{config.epochs} epochs, {steps} steps of {seconds:.3g} s: about {steps * seconds / 60:.3g} minutes, and "
+        f"evaluation; {len(config.kept_epochs())} checkpoints of {size / 2**20:.3g} MiB; "
+        f"training images of {data.train.images.nbytes / 2**20:.3g} MiB"
+    )
     say(args, text)
-    emit_json(args, {"steps": steps, "seconds_per_step": seconds, "minutes": steps * seconds / 60,
-                     "checkpoint_bytes": size, "checkpoints": len(config.kept_epochs()), "config": config.as_dict()})
+    emit_json(
+        args,
+        {
+            "steps": steps,
+            "seconds_per_step": seconds,
+            "minutes": steps * seconds / 60,
+            "checkpoint_bytes": size,
+            "checkpoints": len(config.kept_epochs()),
+            "config": config.as_dict(),
+        },
+    )
     return 0
 
 
 if __name__ == "__main__":
     from scripts.cli import main
+
     sys.exit(main([NAME, *sys.argv[1:]]))

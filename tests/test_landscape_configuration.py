@@ -13,7 +13,13 @@ from landscape.errors import InputError
 
 def test_defaults_are_the_ssesam_releases():
     config = TrainConfig()
-    assert (config.epochs, config.batch_size, config.lr, config.momentum, config.weight_decay) == (200, 64, 0.01, 0.9, 1e-3)
+    assert (config.epochs, config.batch_size, config.lr, config.momentum, config.weight_decay) == (
+        200,
+        64,
+        0.01,
+        0.9,
+        1e-3,
+    )
     assert (config.rho, config.head_rho, config.tail_rho, config.gamma) == (0.05, 0.05, 0.05, 0.0)
     assert (config.loss, config.opt, config.schedule, config.eval_every) == ("CE", "sgd", "cosine", 10)
 
@@ -23,8 +29,21 @@ def test_it_is_frozen():
         TrainConfig().lr = 1.0
 
 
-FULL = {"dataset": "cifar100", "loss": "LDAM", "loss_options": {"max_m": 0.3}, "milestones": [3, 5], "checkpoint_epochs": [0, 4],
-        "epochs": 6, "opt": "ssesam", "gamma": 0.5, "drw_epoch": 4, "max_steps": 9, "threads": 2, "device": "cpu", "augment": False}
+FULL = {
+    "dataset": "cifar100",
+    "loss": "LDAM",
+    "loss_options": {"max_m": 0.3},
+    "milestones": [3, 5],
+    "checkpoint_epochs": [0, 4],
+    "epochs": 6,
+    "opt": "ssesam",
+    "gamma": 0.5,
+    "drw_epoch": 4,
+    "max_steps": 9,
+    "threads": 2,
+    "device": "cpu",
+    "augment": False,
+}
 
 
 @pytest.mark.parametrize("settings", [{}, FULL])
@@ -63,8 +82,9 @@ def test_own_data_given_whole_stay_whole():
     assert TrainConfig("folder:images").resolved(load_data("synthetic")).imb_factor is None
 
 
-@pytest.mark.parametrize("chosen, kept", [("last", {6}), ("every:2", {0, 2, 4, 6}), ("every:4", {0, 4, 6}), ([0, 3], {0, 3, 6}),
-                                          ([], {6})])
+@pytest.mark.parametrize(
+    "chosen, kept", [("last", {6}), ("every:2", {0, 2, 4, 6}), ("every:4", {0, 4, 6}), ([0, 3], {0, 3, 6}), ([], {6})]
+)
 def test_checkpoints_are_kept_where_asked_and_at_the_end(chosen, kept):
     assert TrainConfig(epochs=6, checkpoint_epochs=chosen).kept_epochs() == kept
 
@@ -101,7 +121,10 @@ BAD = {
     "epochs=None": {"epochs": None},
     "checkpoint_epochs='every:0' is unknown": {"checkpoint_epochs": "every:0"},
     "checkpoint_epochs='first' is unknown": {"checkpoint_epochs": "first"},
-    "checkpoint_epochs=0,7 is out of range: expected epochs from 0 to epochs=6": {"checkpoint_epochs": [0, 7], "epochs": 6},
+    "checkpoint_epochs=0,7 is out of range: expected epochs from 0 to epochs=6": {
+        "checkpoint_epochs": [0, 7],
+        "epochs": 6,
+    },
     "checkpoint_epochs=-1": {"checkpoint_epochs": [-1]},
     "milestones='160'": {"milestones": "160"},
     "loss_options: 'tau' is unknown to loss CE": {"loss_options": {"tau": 1}},

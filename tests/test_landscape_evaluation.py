@@ -42,7 +42,7 @@ def by_hand(net, data, classes, flip):
     return np.mean(np.array(right)[chosen]), np.mean(np.array(losses)[chosen])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 500])
+@pytest.mark.parametrize("batch_size", [1, 7, 250])
 def test_every_groups_numbers_equal_those_counted_image_by_image(data, groups, net, batch_size):
     found = evaluate(net, data, groups, batch_size=batch_size)
     for group in ("all", "head", "tail", "class:3"):

@@ -1,4 +1,5 @@
-"""GroupSAM: hand-computed steps, an independent implementation of the formulas, reductions, cost, and what it leaves alone."""
+"""GroupSAM: hand-computed steps, an independent implementation of the formulas, reductions, cost, and what it leaves
+alone."""
 
 import copy
 import math
@@ -80,7 +81,9 @@ class Direct:
             for n, g in self.gradient(group, moved).items():
                 total[n] += g
         total = {n: g + WEIGHT_DECAY * self.theta[n] for n, g in total.items()}
-        self.velocity = total if self.velocity is None else {n: MOMENTUM * self.velocity[n] + g for n, g in total.items()}
+        self.velocity = (
+            total if self.velocity is None else {n: MOMENTUM * self.velocity[n] + g for n, g in total.items()}
+        )
         self.theta = {n: p - LR * self.velocity[n] for n, p in self.theta.items()}
 
 
@@ -91,8 +94,10 @@ MADE = {
     "imbsam": (lambda base, net, **o: ImbSAM(base, net, RHO, **o), {"head": 0.0, "tail": RHO}),
     "ssesam, stage I": (lambda base, net, **o: SSESAM(base, net, 0.2, RHO, 1.0, **o), {"head": 0.2, "tail": RHO}),
     "ssesam, stage II": (lambda base, net, **o: SSESAM(base, net, 0.2, RHO, 0.0, **o), {"head": 0.0, "tail": RHO}),
-    "three groups": (lambda base, net, **o: GroupSAM(base, net, {"all": 0.1, "head": 0.0, "tail": RHO}, **o),
-                     {"all": 0.1, "head": 0.0, "tail": RHO}),
+    "three groups": (
+        lambda base, net, **o: GroupSAM(base, net, {"all": 0.1, "head": 0.0, "tail": RHO}, **o),
+        {"all": 0.1, "head": 0.0, "tail": RHO},
+    ),
 }
 
 
@@ -119,7 +124,8 @@ class Point(nn.Module):
 
 def quadratic(point, curvatures, tail):
     def closure():
-        return (curvatures * point.x ** 2).sum(1) / 2, {"head": ~tail, "tail": tail}
+        return (curvatures * point.x**2).sum(1) / 2, {"head": ~tail, "tail": tail}
+
     return closure
 
 
@@ -190,7 +196,8 @@ def test_a_group_absent_from_the_batch_adds_exactly_nothing(weighting, tail):
 def test_a_zero_gradient_gives_no_ascent():
     point = Point([0.0, 0.0])
     SAM(torch.optim.SGD(point.parameters(), lr=1.0), point, 1.0).step(
-        quadratic(point, torch.ones(1, 2).double(), torch.tensor([False])))
+        quadratic(point, torch.ones(1, 2).double(), torch.tensor([False]))
+    )
     assert torch.equal(point.x, torch.zeros(2).double())
 
 
@@ -204,6 +211,7 @@ def test_the_ascent_does_not_depend_on_the_scale_of_the_loss(scale):
         def closure():
             places.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
             return s * cross_entropy(net(INPUTS.float()), LABELS, reduction="none")
+
         SAM(sgd, net, RHO).step(closure)
         seen[s] = places[1] - places[0]
     assert torch.allclose(seen[scale], seen[1.0], rtol=1e-4, atol=1e-7)
@@ -215,7 +223,9 @@ def test_parameters_return_bit_by_bit(name):
     net = make_net().float()  # in single precision subtracting the step again would not
     before = weights(net)
     optimizer = MADE[name][0](torch.optim.SGD(net.parameters(), lr=0.0), net)
-    optimizer.step(lambda: (cross_entropy(net(INPUTS.float()), LABELS, reduction="none"), {"head": ~TAIL, "tail": TAIL}))
+    optimizer.step(
+        lambda: (cross_entropy(net(INPUTS.float()), LABELS, reduction="none"), {"head": ~TAIL, "tail": TAIL})
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
 
 
@@ -228,6 +238,7 @@ def test_parameters_return_also_when_a_perturbed_pass_fails():
         if len(calls) == 2:
             raise KeyboardInterrupt
         return good()
+
     with pytest.raises(KeyboardInterrupt):
         SAM(make_base(net), net, RHO, batchnorm="clean").step(failing)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
@@ -257,8 +268,9 @@ def test_one_clean_forward_serves_every_group(name):
     net = make_net()
     optimizer = MADE[name][0](make_base(net), net)
     Counted.count.update(forward=0, backward=0)
-    optimizer.step(lambda: (cross_entropy(Counted.apply(net(INPUTS)), LABELS, reduction="none"),
-                            {"head": ~TAIL, "tail": TAIL}))
+    optimizer.step(
+        lambda: (cross_entropy(Counted.apply(net(INPUTS)), LABELS, reduction="none"), {"head": ~TAIL, "tail": TAIL})
+    )
     assert (Counted.count["forward"], Counted.count["backward"]) == COSTS[name]
 
 
@@ -266,8 +278,9 @@ def test_groups_without_radius_share_one_backward_also_when_each_is_divided_by_i
     net = make_net()
     optimizer = ImbSAM(make_base(net), net, 0.0, weighting="group_mean")
     Counted.count.update(forward=0, backward=0)
-    optimizer.step(lambda: (cross_entropy(Counted.apply(net(INPUTS)), LABELS, reduction="none"),
-                            {"head": ~TAIL, "tail": TAIL}))
+    optimizer.step(
+        lambda: (cross_entropy(Counted.apply(net(INPUTS)), LABELS, reduction="none"), {"head": ~TAIL, "tail": TAIL})
+    )
     assert Counted.count == {"forward": 1, "backward": 1}
 
 
@@ -275,7 +288,13 @@ class NoWaiting(TorchDispatchMode):
     """Refuse every operation whose result the host has to wait for."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+        assert func.overloadpacket.__name__ not in (
+            "_local_scalar_dense",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+            "masked_select",
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -303,7 +322,10 @@ def test_several_closures_are_one_batch_in_pieces(name, weighting, cuts):
 
 
 def test_pieces_without_a_tail_sample_leave_its_mean_alone():
-    whole, pieces = make_net(), make_net()  # samples 4 to 6 hold no tail; they come first, so that the mean starts at 0/0
+    whole, pieces = (
+        make_net(),
+        make_net(),
+    )  # samples 4 to 6 hold no tail; they come first, so that the mean starts at 0/0
     order = [slice(4, 5), slice(5, 7), slice(0, 4), slice(7, 10)]
     ImbSAM(make_base(whole), whole, RHO, weighting="group_mean").step(closure_of(whole))
     ImbSAM(make_base(pieces), pieces, RHO, weighting="group_mean").step(*(closure_of(pieces, cut) for cut in order))
@@ -369,7 +391,8 @@ def test_a_parameter_that_only_one_group_uses_is_trained():
     tail = torch.tensor([False, True])
 
     def closure():
-        return torch.stack([net.x.square().sum(), net.extra ** 2]), {"head": ~tail, "tail": tail}
+        return torch.stack([net.x.square().sum(), net.extra**2]), {"head": ~tail, "tail": tail}
+
     ImbSAM(torch.optim.SGD(net.parameters(), lr=0.1), net, 0.5).step(closure)
     assert abs(net.extra - (1 - 0.1 * 1.5)) < 1e-15  # half the batch: gradient `extra`, taken at 1.5
     assert torch.allclose(net.x, torch.full((2,), 0.9, dtype=torch.float64), rtol=0, atol=1e-15)
@@ -382,13 +405,17 @@ def test_one_tensor_that_is_the_gradient_of_two_parameters_is_not_counted_twice(
     def closure():
         both = net[0] + net[1]
         return both.sum() * torch.ones(2).double(), {"head": ~tail, "tail": tail}
+
     optimizer = ImbSAM(torch.optim.SGD(net.parameters(), lr=1.0), net, 0.1)
 
     def clip(base, arguments, options):
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+
     optimizer.base.register_step_pre_hook(clip)
     optimizer.step(closure)
-    assert torch.allclose(net[0], torch.full((2,), 0.5).double(), rtol=0, atol=1e-6)  # gradient (1, 1, 1, 1) clipped to norm 1
+    assert torch.allclose(
+        net[0], torch.full((2,), 0.5).double(), rtol=0, atol=1e-6
+    )  # gradient (1, 1, 1, 1) clipped to norm 1
     GroupSAM(torch.optim.SGD(net.parameters(), lr=1.0), net, {"all": 0.0}).step(closure)
     net[0].grad.mul_(2)  # an expanded or shared gradient would refuse, or change the other
     assert torch.equal(net[1].grad, torch.ones(2).double())
@@ -427,8 +454,17 @@ def test_a_copy_of_model_and_optimizer_trains_on_its_own():
     assert same_bits(train(net, optimizer, 2), copied_net)
 
 
-SWITCHES = {(0.7, 200): 140, (0.0, 200): 0, (1.0, 200): math.inf, (0.07, 100): 7, (0.55, 200): 110, (0.5, 5): 3, (1e-3, 200): 1,
-            (0.1 + 0.2, 10): 3, (2 / 3, 3): 2}
+SWITCHES = {
+    (0.7, 200): 140,
+    (0.0, 200): 0,
+    (1.0, 200): math.inf,
+    (0.07, 100): 7,
+    (0.55, 200): 110,
+    (0.5, 5): 3,
+    (1e-3, 200): 1,
+    (0.1 + 0.2, 10): 3,
+    (2 / 3, 3): 2,
+}
 
 
 @pytest.mark.parametrize("gamma, epochs", SWITCHES)
@@ -436,7 +472,9 @@ def test_the_switch_comes_after_the_ceiling_of_gamma_times_epochs(gamma, epochs)
     assert switch_epoch(gamma, epochs) == SWITCHES[gamma, epochs]
 
 
-@pytest.mark.parametrize("gamma, epochs, expected", [(0.7, 200, 140), (0.55, 200, 111), (0.0, 200, math.inf), (1.0, 200, math.inf)])
+@pytest.mark.parametrize(
+    "gamma, epochs, expected", [(0.7, 200, 140), (0.55, 200, 111), (0.0, 200, math.inf), (1.0, 200, math.inf)]
+)
 def test_the_released_rule_compares_the_product_as_it_rounds_and_never_switches_at_zero(gamma, epochs, expected):
     assert switch_epoch(gamma, epochs, "released") == expected
 
@@ -468,19 +506,41 @@ def test_radii_may_follow_a_schedule_and_stage_two_stays():
 
 
 def config(**changes):
-    settings = {"opt": "sgd", "rho": 0.1, "head_rho": 0.2, "tail_rho": 0.3, "gamma": 0.5, "gamma_rule": "ceil", "epochs": 4,
-                "lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "weighting": "batch", "batchnorm": "clean"}
+    settings = {
+        "opt": "sgd",
+        "rho": 0.1,
+        "head_rho": 0.2,
+        "tail_rho": 0.3,
+        "gamma": 0.5,
+        "gamma_rule": "ceil",
+        "epochs": 4,
+        "lr": LR,
+        "momentum": MOMENTUM,
+        "weight_decay": WEIGHT_DECAY,
+        "weighting": "batch",
+        "batchnorm": "clean",
+    }
     return SimpleNamespace(**settings | changes)
 
 
-@pytest.mark.parametrize("opt, radii", [("sgd", {"all": 0.0}), ("sam", {"all": 0.1}), ("imbsam", {"head": 0.0, "tail": 0.1}),
-                                        ("ssesam", {"head": 0.2, "tail": 0.3})])
+@pytest.mark.parametrize(
+    "opt, radii",
+    [
+        ("sgd", {"all": 0.0}),
+        ("sam", {"all": 0.1}),
+        ("imbsam", {"head": 0.0, "tail": 0.1}),
+        ("ssesam", {"head": 0.2, "tail": 0.3}),
+    ],
+)
 def test_every_form_is_built_from_a_configuration(opt, radii):
     net = make_net()
     optimizer = build_optimizer(config(opt=opt), net)
     assert optimizer.radii == radii and optimizer.batchnorm == "clean"
     assert {name: optimizer.defaults[name] for name in ("lr", "momentum", "weight_decay")} == {
-        "lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+        "lr": LR,
+        "momentum": MOMENTUM,
+        "weight_decay": WEIGHT_DECAY,
+    }
     assert set(FORMS) == {"sgd", "sam", "imbsam", "ssesam"}
 
 
@@ -497,7 +557,7 @@ def test_any_base_optimizer_will_do():
 def test_a_gradient_scaler_changes_nothing_where_nothing_overflows(name):
     plain, scaled = make_net(), make_net()
     train(plain, MADE[name][0](make_base(plain), plain), 3)
-    optimizer, scaler = MADE[name][0](make_base(scaled), scaled), torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+    optimizer, scaler = MADE[name][0](make_base(scaled), scaled), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for _ in range(3):
         optimizer.step(closure_of(scaled), scaler=scaler)
         scaler.update()
@@ -507,17 +567,18 @@ def test_a_gradient_scaler_changes_nothing_where_nothing_overflows(name):
 @pytest.mark.parametrize("failing_pass", [1, 2])
 def test_an_overflow_skips_the_step_and_lowers_the_scale(failing_pass):
     net = make_net(batchnorm=True)
-    optimizer, scaler = SAM(make_base(net), net, RHO), torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+    optimizer, scaler = SAM(make_base(net), net, RHO), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     before, calls, good = weights(net), [], closure_of(net)
 
     def overflowing():
         calls.append(1)
         losses, masks = good()
         return (losses * torch.inf if len(calls) == failing_pass else losses), masks
+
     optimizer.step(overflowing, scaler=scaler)
     scaler.update()
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
-    assert scaler.get_scale() == 2.0 ** 9
+    assert scaler.get_scale() == 2.0**9
     assert all(b.isfinite().all() for b in net.buffers())
     optimizer.step(good, scaler=scaler)
     assert not torch.equal(before[0], net[0].weight)
@@ -526,12 +587,13 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(failing_pass):
 def test_an_autocast_region_around_the_step_does_not_freeze_the_cast_weights():
     nets, inputs = [make_net().float(), make_net().float()], INPUTS.float()
     for net, around in zip(nets, (True, False)):
-        outer, inner = ((autocast, nullcontext) if around else (nullcontext, autocast))
+        outer, inner = (autocast, nullcontext) if around else (nullcontext, autocast)
         optimizer = SAM(torch.optim.SGD(net.parameters(), lr=LR), net, 1.0)
 
         def closure():
             with inner():
                 return cross_entropy(net(inputs).float(), LABELS, reduction="none")
+
         with outer():
             optimizer.step(closure)
     assert same_bits(*nets)

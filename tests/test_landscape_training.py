@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from landscape.batches import batch_sizes
 from landscape.data import load_data
 from landscape.errors import DivergedError, InputError
 from landscape.losses import drw_weights
 from landscape.models import CosineHead
 from landscape.schedules import learning_rate
-from landscape.training import TrainConfig, batch_sizes, choose_device, train
+from landscape.training import TrainConfig, choose_device, train
 
 OPTIMIZERS = ("sgd", "sam", "imbsam", "ssesam")
 
@@ -75,8 +76,16 @@ def data():
 
 
 def config(**changes):
-    settings = {"dataset": "synthetic", "epochs": 6, "batch_size": 16, "lr": 0.05, "eval_every": 3, "gamma": 0.5, "eta": 30,
-                "checkpoint_epochs": "every:2"}
+    settings = {
+        "dataset": "synthetic",
+        "epochs": 6,
+        "batch_size": 16,
+        "lr": 0.05,
+        "eval_every": 3,
+        "gamma": 0.5,
+        "eta": 30,
+        "checkpoint_epochs": "every:2",
+    }
     return TrainConfig(**settings | changes)
 
 
@@ -87,8 +96,14 @@ class Net(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                                        nn.Dropout(0.2), nn.Linear(36, 4))
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 4, 3, stride=2),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Dropout(0.2),
+                nn.Linear(36, 4),
+            )
 
     def forward(self, x):
         return self.layers(x)
@@ -99,8 +114,12 @@ def same_arrays(one, other):
 
 
 def same_records(one, other):
-    return (one.rows == other.rows and one.checkpoints.keys() == other.checkpoints.keys() and same_arrays(one.point, other.point)
-            and all(same_arrays(one.checkpoints[e], other.checkpoints[e]) for e in one.checkpoints))
+    return (
+        one.rows == other.rows
+        and one.checkpoints.keys() == other.checkpoints.keys()
+        and same_arrays(one.point, other.point)
+        and all(same_arrays(one.checkpoints[e], other.checkpoints[e]) for e in one.checkpoints)
+    )
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
@@ -109,7 +128,12 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_undisturbed_one(data, opt):
     straight = Memory()
     train(settings, data=data, model=Net(), recorder=straight)
     random = np.random.default_rng(OPTIMIZERS.index(opt))
-    killing = Killing({int(call): str(random.choice(["before", "after"])) for call in random.choice(np.arange(1, 18), 5, replace=False)})
+    killing = Killing(
+        {
+            int(call): str(random.choice(["before", "after"]))
+            for call in random.choice(np.arange(1, 18), 5, replace=False)
+        }
+    )
     attempts = 0
     while True:
         attempts += 1
@@ -132,6 +156,7 @@ def test_an_interruption_inside_an_epoch_costs_that_epoch_alone(data, step):
         steps.append(count)
         if len(steps) == step + 1:
             raise Killed
+
     with pytest.raises(Killed):
         train(config(opt="ssesam"), data=data, recorder=memory, on_step=stop)
     train(config(opt="ssesam"), data=data, recorder=memory)
@@ -162,8 +187,17 @@ def test_global_random_state_and_threads_are_left_as_they_were(data):
 def test_recorders_are_told_of_checkpoint_metrics_and_resume_point_in_this_order(data):
     memory = Memory()
     train(config(epochs=3, checkpoint_epochs=[0, 2]), data=data, recorder=memory)
-    assert memory.calls == ["checkpoint 0", "epoch 1", "resume", "checkpoint 2", "epoch 2", "resume", "checkpoint 3", "epoch 3",
-                            "resume"]
+    assert memory.calls == [
+        "checkpoint 0",
+        "epoch 1",
+        "resume",
+        "checkpoint 2",
+        "epoch 2",
+        "resume",
+        "checkpoint 3",
+        "epoch 3",
+        "resume",
+    ]
 
 
 def test_a_checkpoint_is_the_state_dict_and_keeps_its_values(data):
@@ -214,14 +248,23 @@ def full_batch(data, weights, epochs=3):
 
 @pytest.mark.parametrize("drw", [False, True])
 def test_a_run_equals_the_loop_written_out_with_torchs_weighted_mean_under_drw(data, drw):
-    settings = config(epochs=3, batch_size=1000, schedule="constant", augment=False, dtype="float64", checkpoint_epochs="last",
-                      drw_epoch=1 if drw else None)
+    settings = config(
+        epochs=3,
+        batch_size=1000,
+        schedule="constant",
+        augment=False,
+        dtype="float64",
+        checkpoint_epochs="last",
+        drw_epoch=1 if drw else None,
+    )
     model = Net()
     model.layers[4].p = 0.0
     result = train(settings, data=data, model=model)
     weights = drw_weights(data.counts, 0.9999) if drw else None
     expected, losses = full_batch_without_dropout(data, weights)
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(result.model.parameters(), expected.parameters()))
+    assert all(
+        torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(result.model.parameters(), expected.parameters())
+    )
     assert [row["train_loss"] for row in result.metrics] == pytest.approx(losses, abs=1e-12)
 
 
@@ -267,8 +310,19 @@ def test_augmentation_is_drawn_anew_each_epoch(data):
     assert rows_of(first) != rows_of(data.inputs(data.train.images).flatten(1))
 
 
-@pytest.mark.parametrize("num_images, batch_size, sizes", [
-    (10, 5, [5, 5]), (12, 5, [5, 5, 2]), (11, 5, [5, 6]), (3, 5, [3]), (1, 5, [1]), (6, 5, [6]), (3, 1, [1, 1, 1]), (5, 2, [2, 3])])
+@pytest.mark.parametrize(
+    "num_images, batch_size, sizes",
+    [
+        (10, 5, [5, 5]),
+        (12, 5, [5, 5, 2]),
+        (11, 5, [5, 6]),
+        (3, 5, [3]),
+        (1, 5, [1]),
+        (6, 5, [6]),
+        (3, 1, [1, 1, 1]),
+        (5, 2, [2, 3]),
+    ],
+)
 def test_a_ragged_last_batch_is_kept_and_a_lone_image_joins_the_batch_before(num_images, batch_size, sizes):
     assert batch_sizes(num_images, batch_size) == sizes and sum(sizes) == num_images
 
@@ -281,6 +335,7 @@ def test_a_lone_last_image_does_not_stop_a_network_with_batchnorm(data):
 
         def forward(self, x):
             return self.layers(x)
+
     lone = len(data.train) - 1
     result = train(config(epochs=1, checkpoint_epochs="last", batch_size=lone), data=data, model=OnVectors())
     assert np.isfinite(result.metrics[0]["train_loss"])
@@ -300,7 +355,13 @@ def test_max_steps_ends_the_run_there_with_a_checkpoint_and_an_evaluation(data, 
 
 class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+        assert func.overloadpacket.__name__ not in (
+            "_local_scalar_dense",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+            "masked_select",
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -315,7 +376,13 @@ def test_nothing_is_read_back_from_the_device_between_the_first_and_the_last_ste
             mode.__enter__()
         if len(steps) == per_epoch:
             mode.__exit__(None, None, None)
-    train(config(epochs=1, opt=opt, drw_epoch=0, batch_size=4, checkpoint_epochs="last"), data=data, model=Net(), on_step=watch)
+
+    train(
+        config(epochs=1, opt=opt, drw_epoch=0, batch_size=4, checkpoint_epochs="last"),
+        data=data,
+        model=Net(),
+        on_step=watch,
+    )
     assert len(steps) == per_epoch
 
 
@@ -353,6 +420,7 @@ def test_parameters_that_are_not_finite_after_the_last_step_are_not_recorded(dat
         if model.count == per_epoch:
             with torch.no_grad():
                 model.linear.bias.fill_(torch.inf)
+
     with pytest.raises(DivergedError, match=f"a parameter is not finite in epoch 0 after step {per_epoch - 1}"):
         train(config(), data=data, model=model, recorder=memory, on_step=spoil)
     assert not memory.rows
@@ -365,8 +433,10 @@ def test_arrays_have_the_type_that_was_asked_for(data):
 
 
 def test_ldam_gets_the_cosine_head_it_needs_and_its_release_form_a_linear_one(data):
-    heads = [train(config(epochs=1, checkpoint_epochs="last", loss="LDAM", loss_options={"form": form}), data=data).model.fc
-             for form in ("paper", "release")]
+    heads = [
+        train(config(epochs=1, checkpoint_epochs="last", loss="LDAM", loss_options={"form": form}), data=data).model.fc
+        for form in ("paper", "release")
+    ]
     assert isinstance(heads[0], CosineHead) and isinstance(heads[1], nn.Linear)
 
 
@@ -403,7 +473,12 @@ def test_a_device_that_is_not_here_is_refused():
 
 
 def test_images_in_floating_point_are_trained_too(data):
-    floating = replace(data, train=replace(data.train, images=data.train.images.float() / 255),
-                       test=replace(data.test, images=data.test.images.float() / 255))
-    one, other = (train(config(epochs=1, checkpoint_epochs="last", dtype="float64"), data=d).metrics[0] for d in (data, floating))
+    floating = replace(
+        data,
+        train=replace(data.train, images=data.train.images.float() / 255),
+        test=replace(data.test, images=data.test.images.float() / 255),
+    )
+    one, other = (
+        train(config(epochs=1, checkpoint_epochs="last", dtype="float64"), data=d).metrics[0] for d in (data, floating)
+    )
     assert abs(one["train_loss"] - other["train_loss"]) < 1e-6

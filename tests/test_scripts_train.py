@@ -1,4 +1,5 @@
-"""`landscape train` from the command line: the documented words, what it prints, what it refuses, and a kill at any moment."""
+"""`landscape train` from the command line: the documented words, what it prints, what it refuses, and a kill at any
+moment."""
 
 import hashlib
 import json
@@ -27,18 +28,31 @@ def landscape_train(*words):
     return main(["train", *map(str, words)])
 
 
-@pytest.mark.parametrize("folder, script", [(ROOT, "scripts/train.py"), (Path("/"), str(ROOT / "scripts" / "train.py"))],
-                         ids=["repository root", "elsewhere"])
+@pytest.mark.parametrize(
+    "folder, script",
+    [(ROOT, "scripts/train.py"), (Path("/"), str(ROOT / "scripts" / "train.py"))],
+    ids=["repository root", "elsewhere"],
+)
 def test_the_documented_command_runs_as_a_file_and_says_that_it_uses_the_cpu(tmp_path, folder, script):
-    done = subprocess.run([sys.executable, script, *DOCUMENTED, "--out", str(tmp_path / "run")], cwd=folder, text=True,
-                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, script, *DOCUMENTED, "--out", str(tmp_path / "run")],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert "--gpu 99: no such GPU on this machine, training on the CPU\n" in done.stderr
     assert "epoch 1/2" in done.stdout and "epoch 2/2" in done.stdout
     assert done.stdout.splitlines()[-1] == f"next: landscape spectrum {tmp_path / 'run'}"
     store = RunStore.open(tmp_path / "run")
     assert store.finished and store.epochs == [2]
-    assert (store.config["opt"], store.config["gamma"], store.config["tail_rho"], store.config["eval_every"]) == ("ssesam", 0.7, 0.1, 1)
+    assert (store.config["opt"], store.config["gamma"], store.config["tail_rho"], store.config["eval_every"]) == (
+        "ssesam",
+        0.7,
+        0.1,
+        1,
+    )
 
 
 def test_without_out_the_run_folder_is_named_after_its_settings(tmp_path, monkeypatch, capsys):
@@ -50,8 +64,12 @@ def test_without_out_the_run_folder_is_named_after_its_settings(tmp_path, monkey
 
 
 def test_two_configurations_never_share_a_folder_name():
-    names = {slug(TrainConfig(lr=lr, seed=seed, dataset=data, arch="mlp"))
-             for lr in (0.1, 0.2) for seed in (0, 1) for data in ("digits", "folder:/a/b c", "npz:../x.npz")}
+    names = {
+        slug(TrainConfig(lr=lr, seed=seed, dataset=data, arch="mlp"))
+        for lr in (0.1, 0.2)
+        for seed in (0, 1)
+        for data in ("digits", "folder:/a/b c", "npz:../x.npz")
+    }
     assert len(names) == 12 and all("/" not in name and " " not in name and not name.startswith(".") for name in names)
 
 
@@ -61,7 +79,7 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(tmp_path, capsys):
     assert landscape_train(*SHORT, "--out", tmp_path) == 0
     second = capsys.readouterr().out
     assert "finished before" in second and (tmp_path / "train.log").read_text() == log
-    assert first[first.index("test accuracy"):] == second[second.index("test accuracy"):]
+    assert first[first.index("test accuracy") :] == second[second.index("test accuracy") :]
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path, capsys):
@@ -110,8 +128,10 @@ def test_dry_run_forecasts_and_writes_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_come_from_a_file_with_the_command_line_on_top(tmp_path):
-    (tmp_path / "run.toml").write_text('dataset = "synthetic"\nepochs = 3\nopt = "ssesam"\nloss = "LDAM"\nmilestones = [1, 2]\n'
-                                       'checkpoint_epochs = [0, 2]\naugment = false\n[loss_options]\nform = "release"\nmax_m = 0.3\n')
+    (tmp_path / "run.toml").write_text(
+        'dataset = "synthetic"\nepochs = 3\nopt = "ssesam"\nloss = "LDAM"\nmilestones = [1, 2]\n'
+        'checkpoint_epochs = [0, 2]\naugment = false\n[loss_options]\nform = "release"\nmax_m = 0.3\n'
+    )
     assert landscape_train("--config", tmp_path / "run.toml", "--opt", "sam", "--out", tmp_path / "run") == 0
     store = RunStore.open(tmp_path / "run")
     assert store.config["opt"] == "sam" and store.config["loss_options"] == {"form": "release", "max_m": 0.3}
@@ -148,6 +168,7 @@ def test_a_run_begun_on_other_images_is_refused(tmp_path, monkeypatch, capsys):
         images[0, 0, 0, 0] = value
         labels = np.repeat([0, 1], 10)
         np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
     words = ["--dataset", f"npz:{tmp_path / 'own.npz'}", "--arch", "mlp", "--epochs", "1", "--out", tmp_path / "run"]
     image_file(0)
     assert landscape_train(*words) == 0
@@ -176,11 +197,26 @@ sys.exit(main(["train", *sys.argv[2:]]))
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [[2, 3, 2], [5, 7]])
 def test_a_run_killed_at_any_write_and_continued_holds_the_files_of_an_undisturbed_one(tmp_path, kills):
-    words = [*SHORT, "--epochs", "4", "--opt", "ssesam", "--gamma", "0.5", "--checkpoint_epochs", "every:1", "--quiet", "--out"]
+    words = [
+        *SHORT,
+        "--epochs",
+        "4",
+        "--opt",
+        "ssesam",
+        "--gamma",
+        "0.5",
+        "--checkpoint_epochs",
+        "every:1",
+        "--quiet",
+        "--out",
+    ]
     assert landscape_train(*words, tmp_path / "straight") == 0
     for kill in kills:
-        done = subprocess.run([sys.executable, "-c", KILLER, str(kill), *words, str(tmp_path / "killed")], cwd=ROOT,
-                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, "-c", KILLER, str(kill), *words, str(tmp_path / "killed")],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
         assert done.returncode == -signal.SIGKILL
     assert landscape_train(*words, tmp_path / "killed") == 0
     straight, killed = RunStore.open(tmp_path / "straight"), RunStore.open(tmp_path / "killed")

@@ -1,0 +1,44 @@
+"""An epoch's batches: all training images once, shuffled, augmented and normalized on their device.
+
+A last batch smaller than the others is kept; one of a single image joins the batch before it, since BatchNorm cannot
+normalize one value a channel. Images are gathered, augmented and normalized many at a time, so that neither launches
+nor copies are paid for each batch.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from landscape.data import LongTailData
+
+BLOCK = 2048  # images at a time; part of what a seed stands for, since augmentation is drawn block by block
+
+
+def batch_sizes(num_images: int, batch_size: int) -> list[int]:
+    """Return the sizes of an epoch's batches: all images, the last batch ragged but never of one image."""
+    full, rest = divmod(num_images, batch_size)
+    if rest == 1 and full:
+        return [batch_size] * (full - 1) + [batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
+def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augmentation_seed: int | None,
+                     dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield normalized training images (B, C, H, W) and their labels (B,) in batches of the given sizes.
+
+    The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none.
+    """
+    device = data.train.labels.device
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(order_seed)).to(device)
+    draws = None if augmentation_seed is None else torch.Generator(device).manual_seed(augmentation_seed)
+    blocks = _blocks(sizes)
+    for chosen, parts in zip(order.split([sum(parts) for parts in blocks]), blocks):
+        images = data.train.images[chosen]
+        images = images if draws is None else data.augmentation(images, draws)
+        yield from zip(data.inputs(images, dtype).split(parts), data.train.labels[chosen].split(parts))
+
+
+def _blocks(sizes: list[int]) -> list[list[int]]:
+    count = max(BLOCK // sizes[0], 1)
+    return [sizes[i:i + count] for i in range(0, len(sizes), count)]

@@ -1,0 +1,33 @@
+"""What an optimizer's closure returns: the losses of a batch's samples, and which belong to each class group."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+
+Masks = Mapping[str, Tensor]                  # group name -> bool (B,)
+Closure = Callable[[], tuple[Tensor, Masks]]  # -> per-sample losses (B,) and the groups' masks
+
+
+def read_answer(answer: Tensor | tuple[Tensor, Masks]) -> tuple[Tensor, Masks]:
+    """Return losses and masks; losses alone will do where the only group is "all"."""
+    losses, masks = (answer, {}) if isinstance(answer, Tensor) else answer
+    if losses.ndim != 1 or not len(losses):
+        raise InputError(f"the closure returned losses of shape {tuple(losses.shape)}: expected one a sample, (B,), "
+                         "B >= 1; build the loss with reduction='none'")
+    if not losses.requires_grad:
+        raise InputError("the closure's losses carry no gradient: compute them from the model, outside torch.no_grad()")
+    return losses, masks
+
+
+def mask_of(masks: Masks, group: str, losses: Tensor) -> Tensor:
+    """Return which samples belong to a group, bool (B,)."""
+    if group not in masks:
+        raise InputError(f"the closure returned no mask for group {group!r}: it has {', '.join(masks) or 'none'}")
+    mask = masks[group]
+    if mask.shape != losses.shape or mask.dtype != torch.bool:
+        raise InputError(f"the mask of group {group!r} is {mask.dtype} {tuple(mask.shape)}: expected "
+                         f"torch.bool {tuple(losses.shape)}, one entry a sample")
+    return mask
