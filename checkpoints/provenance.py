@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 def provenance(**extra: Any) -> dict[str, Any]:
     """Return how, when and with what this process computes; `extra` entries (device, threads, seeds) are added."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "revision": revision(),
