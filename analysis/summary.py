@@ -15,8 +15,8 @@ import pandas as pd
 
 from analysis.quadrature import negative_mass, t_interval, threshold
 from checkpoints.comparison import Comparison, Member, check_same_object
-from checkpoints.records import Curvature, Estimate
 from checkpoints.errors import RecordError
+from checkpoints.records import Curvature, Estimate
 
 ACCURACY_GROUPS = ("many", "medium", "few", "head", "tail", "all")   # in the order the papers print them
 
@@ -165,6 +165,10 @@ def interval_text(value: float, low: float, high: float, decimals: int | None = 
     below, above = value - low, high - value
     if np.isnan(below + above):
         return number_text(value, decimals)
+    if decimals is None and _is_extreme(value):   # one exponent for all three
+        power = int(np.floor(np.log10(abs(value))))
+        body = interval_text(*(number / 10.0 ** power for number in (value, low, high)), decimals=2)
+        return f"({body})e{power}".replace("-", "\N{MINUS SIGN}")
     decimals = _decimals(value) if decimals is None else decimals
     if abs(above - below) <= 0.02 * (above + below):
         return f"{number_text(value, decimals)} ± {number_text((below + above) / 2, decimals)}"
@@ -177,9 +181,15 @@ def number_text(value: float, decimals: int | None = None) -> str:
     >>> number_text(12345.6), number_text(-0.0123456), number_text(2.5e-7)
     ('12346', '−0.0123', '2.50e−07')
     """
-    decimals = _decimals(value) if decimals is None else decimals
-    extreme = value != 0 and (decimals > 6 or abs(value) >= 1e6)
-    return (f"{value:.2e}" if extreme else f"{value:.{decimals}f}").replace("-", "\N{MINUS SIGN}")
+    if decimals is None and _is_extreme(value):
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:.{_decimals(value) if decimals is None else decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _is_extreme(value: float) -> bool:
+    return value != 0 and not 1e-4 <= abs(value) < 1e6
 
 
 def _decimals(value: float) -> int:

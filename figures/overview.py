@@ -20,7 +20,7 @@ from figures import style
 from figures.accuracy import optimizer_handles
 from figures.options import Options
 from figures.saddle import over_epochs, plot_over_epochs, set_lambda_min_limits
-from figures.spectrum import Scale, common_scale, density_grid, set_eigenvalue_axis, smoothed
+from figures.spectrum import Scale, density_grid, scale_of, set_eigenvalue_axis, smoothed
 
 TITLE = "Did training leave the saddle?"
 MEANING = {"head": "head: the frequent classes", "tail": "tail: the rare classes"}
@@ -33,7 +33,7 @@ def plot_ridges(ax: Axes, pools: Mapping[str, Sequence[Curvature]], scale: Scale
     """
     densities = {opt: _ridge(pool, scale) for opt, pool in pools.items()}
     top = max(heights.max() for _, heights in densities.values())
-    set_eigenvalue_axis(ax, scale, most=7)
+    set_eigenvalue_axis(ax, scale)
     artists = {}
     for lane, (opt, (grid, heights)) in enumerate(densities.items()):
         base, color = len(pools) - 1 - lane, style.look(opt).color
@@ -101,7 +101,7 @@ def findings(pools: Mapping[str, Mapping[str, Sequence[Curvature]]], accuracy: p
 
 
 def _draw_top(row: Sequence[Axes], pools: Mapping[str, Mapping[str, Sequence[Curvature]]]) -> None:
-    scale = common_scale([record.spectrum for by_opt in pools.values() for pool in by_opt.values() for record in pool])
+    scale = scale_of([record for by_opt in pools.values() for pool in by_opt.values() for record in pool])
     for ax, by_opt in zip(row, pools.values()):
         plot_ridges(ax, by_opt, scale)
         ax.set_xlabel(style.LAMBDA_LABEL)
@@ -140,7 +140,7 @@ def _draw_bottom(row: Sequence[Axes], runs: Comparison, groups: Sequence[str], l
 
 def _parts(groups: Sequence[str], lanes: int):
     """Return the figure and its three parts, stacked: title and findings, panels, legend."""
-    heights = [0.36 + 0.16 * len(groups), 3.2 + 0.5 * lanes, 0.42]   # inches
+    heights = [0.36 + 0.16 * len(groups), 3.2 + 0.5 * lanes, 0.42 if lanes <= 4 else 0.6]   # inches
     figure = style.new_figure(sum(heights))
     return figure, figure.subfigures(3, 1, height_ratios=heights)
 

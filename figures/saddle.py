@@ -92,7 +92,7 @@ def set_lambda_min_limits(ax: Axes, table: pd.DataFrame) -> None:
 def _draw_quantity(runs: Comparison, options: Options, quantity: str):
     groups = runs.present(options.groups)
     table = over_epochs(runs, groups, quantity, options.level)
-    figure = style.new_figure(2.45, min(style.WIDTH, 1.6 + 1.8 * len(runs.optimizers)))
+    figure = style.new_figure(2.45, style.panel_width(len(runs.optimizers), 1.6, 1.8))
     axes = style.grid(figure, 1, len(runs.optimizers), sharex=True, sharey=True)[0]
     for ax, opt in zip(axes, runs.optimizers):
         _draw_panel(ax, runs, opt, table[table["opt"] == opt])

@@ -23,8 +23,8 @@ from matplotlib.ticker import NullLocator
 
 from analysis import quadrature, summary
 from checkpoints.comparison import Comparison, check_same_object
-from checkpoints.records import Curvature, Spectrum
 from checkpoints.errors import RecordError
+from checkpoints.records import Curvature, Spectrum
 from figures import style
 from figures.options import Options
 
@@ -53,8 +53,8 @@ class Scale:
         return np.arcsinh(values / self.linear)
 
 
-def common_scale(spectra: Sequence[Spectrum], name: str = "relative") -> Scale:
-    """Return the scale that all `spectra` share in one figure."""
+def common_scale(spectra: Sequence[Spectrum], name: str = "relative", marks: Sequence[float] = ()) -> Scale:
+    """Return the scale that all `spectra` share in one figure; the eigenvalues `marks` are in view besides."""
     if name not in STYLES:
         raise RecordError(f"style={name} is unknown: expected one of {', '.join(STYLES)}")
     if not any(np.nanmax(np.abs(spectrum.nodes)) > 0 for spectrum in spectra):
@@ -62,11 +62,18 @@ def common_scale(spectra: Sequence[Spectrum], name: str = "relative") -> Scale:
     linear = 1.0 if name == "published" else quadrature.threshold(spectra)
     size = max(spectrum.size for spectrum in spectra)
     floor = 1e-7 if name == "published" else 0.1 / (size * _BANDWIDTH * np.sqrt(2 * np.pi))
-    low = min(np.nanmin(spectrum.nodes) for spectrum in spectra)
-    high = max(np.nanmax(spectrum.nodes) for spectrum in spectra)
+    low = min([*marks, *(np.nanmin(spectrum.nodes) for spectrum in spectra)])
+    high = max([*marks, *(np.nanmax(spectrum.nodes) for spectrum in spectra)])
     ends = np.arcsinh(np.array([min(low, -linear), max(high, linear)]) / linear)
     low, high = linear * np.sinh(ends + np.array([-1, 1]) * 0.05 * (ends[1] - ends[0]))
     return Scale(name, linear, floor, float(low), float(high))
+
+
+def scale_of(records: Sequence[Curvature], name: str = "relative") -> Scale:
+    """Return the scale that all `records` share in one figure, their extreme eigenvalues in view; refuse a mixture."""
+    check_same_object(records)
+    marks = [float(value) for record in records for value in record.eigenpairs.values]
+    return common_scale([record.spectrum for record in records], name, marks)
 
 
 def density_grid(spectra: Sequence[Spectrum], scale: Scale, points: int = 1201) -> np.ndarray:
@@ -95,16 +102,17 @@ def smoothed(spectra: Sequence[Spectrum], grid: np.ndarray, scale: Scale, level:
 
 
 def plot_spectrum(ax: Axes, spectra: Spectrum | Sequence[Spectrum], scale: Scale | None = None, *, color: str = "black",
-                  level: float = 0.95) -> dict:
+                  level: float = 0.95, width: float = 2.5) -> dict:
     """Draw the density of one spectrum, or the mean over several, with its band; return the artists by name.
 
-    The background of negative curvature is tinted. Axis limits, ticks and labels follow `scale`.
+    The background of negative curvature is tinted. Axis limits, ticks and labels follow `scale`; the axes are about
+    `width` inches wide.
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else list(spectra)
     scale = scale or common_scale(spectra)
     grid = density_grid(spectra, scale)
     mean, low, high = (np.maximum(values, scale.floor) for values in smoothed(spectra, grid, scale, level))
-    set_eigenvalue_axis(ax, scale)
+    set_eigenvalue_axis(ax, scale, width)
     line, = ax.plot(grid, mean, color=color, zorder=3)
     band = ax.fill_between(grid, low, high, color=color, alpha=0.25, linewidth=0, zorder=2)
     ax.set_yscale("log")
@@ -112,30 +120,37 @@ def plot_spectrum(ax: Axes, spectra: Spectrum | Sequence[Spectrum], scale: Scale
     return {"line": line, "band": band}
 
 
-def set_eigenvalue_axis(ax: Axes, scale: Scale, most: int = 7) -> None:
-    """Set scale, limits and at most `most` ticks of an eigenvalue axis, and tint its negative half."""
+def set_eigenvalue_axis(ax: Axes, scale: Scale, width: float = 2.5) -> None:
+    """Set scale, limits and ticks of an eigenvalue axis of about `width` inches, and tint its negative half."""
     if scale.name == "published":
         ax.set_xscale("symlog", linthresh=scale.linear)
     else:
         ax.set_xscale("asinh", linear_width=scale.linear)
     ax.set_xlim(scale.low, scale.high)
-    ticks = eigenvalue_ticks(scale, most)
+    ticks = eigenvalue_ticks(scale, width)
     ax.set_xticks(ticks, [_tick_label(tick) for tick in ticks])
     ax.set_xticks([], minor=True)
     ax.axvspan(scale.low, 0, color=style.NEGATIVE, linewidth=0, zorder=0)
 
 
-def eigenvalue_ticks(scale: Scale, most: int = 7) -> list[float]:
-    """Return zero and signed powers of ten, evenly spaced in decades, at most `most` in all."""
+def eigenvalue_ticks(scale: Scale, width: float = 2.5) -> list[float]:
+    """Return zero and signed powers of ten, evenly spaced, whose labels fit side by side in `width` inches."""
     # On the smooth axis the powers next to s crowd zero.
     first = int(np.ceil(np.log10(scale.linear) + (0.0 if scale.name == "published" else 0.5)))
     last = int(np.floor(np.log10(max(-scale.low, scale.high))))
     for stride in range(1, max(2, last - first + 2)):
         powers = [10.0 ** power for power in range(last, first - 1, -stride)]
         ticks = sorted([0.0, *(p for p in powers if p <= scale.high), *(-p for p in powers if -p >= scale.low)])
-        if len(ticks) <= most:
-            break
-    return ticks
+        if _labels_fit(ticks, scale, width):
+            return ticks
+    return [0.0]
+
+
+def _labels_fit(ticks: Sequence[float], scale: Scale, width: float) -> bool:
+    ends = scale.place(np.array([scale.low, scale.high]))
+    gaps = np.diff(scale.place(np.array(ticks))) / (ends[1] - ends[0]) * width * 72   # points
+    widths = np.array([4.5 * (len(_tick_label(tick)) if "$" not in _tick_label(tick) else 5) for tick in ticks])
+    return bool((gaps >= (widths[1:] + widths[:-1]) / 2 + 2).all())
 
 
 def mark_extremes(ax: Axes, records: Sequence[Curvature], color: str = "black") -> dict:
@@ -172,24 +187,19 @@ def draw_spectra(runs: Comparison, options: Options) -> Figure:
     groups = runs.present(options.groups)
     epoch = runs.epoch(groups, options.epoch)
     pools = {(group, opt): runs.curvatures(opt, epoch, group) for group in groups for opt in runs.optimizers}
-    check_same_object([record for pool in pools.values() for record in pool])
-    scale = common_scale([record.spectrum for pool in pools.values() for record in pool], options.style)
-    figure = style.new_figure(0.75 + 2.0 * len(groups), min(style.WIDTH, 1.2 + 2.4 * len(runs.optimizers)))
+    scale = scale_of([record for pool in pools.values() for record in pool], options.style)
+    figure = style.new_figure(0.75 + 2.0 * len(groups), style.panel_width(len(runs.optimizers), 1.2, 2.4))
     axes = style.grid(figure, len(groups), len(runs.optimizers), sharex=True, sharey=True)
     for (group, opt), ax in zip(pools, axes.flat):
-        _draw_panel(ax, pools[group, opt], scale, style.look(opt).color, options.level)
+        plot_spectrum(ax, [record.spectrum for record in pools[group, opt]], scale, color=style.look(opt).color,
+                      level=options.level, width=(figure.get_figwidth() - 0.7) / len(runs.optimizers) - 0.15)
+        mark_extremes(ax, pools[group, opt], style.look(opt).color)
+        ax.set_title(annotation(pools[group, opt], options.level), loc="left", fontsize=style.SMALL, linespacing=1.25)
     _label_panels(axes, groups, runs.optimizers, scale)
     figure.supxlabel(style.LAMBDA_LABEL, fontsize=8)
     text = f"{style.describe(runs)}, epoch {epoch}" + (f", s = {scale.linear:.2g}" if scale.name == "relative" else "")
     style.shared_legend(figure, _legend_handles(runs), text, 4 if len(runs.optimizers) > 2 else 2)
     return figure
-
-
-def _draw_panel(ax: Axes, records: Sequence[Curvature], scale: Scale, color: str, level: float) -> None:
-    plot_spectrum(ax, [record.spectrum for record in records], scale, color=color, level=level)
-    set_eigenvalue_axis(ax, scale, most=5)
-    mark_extremes(ax, records, color)
-    ax.set_title(annotation(records, level), loc="left", fontsize=style.SMALL, linespacing=1.25)
 
 
 def _label_panels(axes: np.ndarray, groups: Sequence[str], optimizers: Sequence[str], scale: Scale) -> None:

@@ -8,14 +8,16 @@ a two-column page), with no text below 7 points. Nothing here touches matplotlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import matplotlib
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
 from checkpoints.comparison import Comparison
@@ -93,9 +95,15 @@ def group_name(group: str) -> str:
     return group.replace(":", " ")
 
 
+def panel_width(columns: int, first: float, each: float) -> float:
+    """Return the width in inches of a figure of `columns` panels: the page's for up to four, wider only for more."""
+    return WIDTH * columns / 4 if columns > 4 else min(WIDTH, first + each * columns)
+
+
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """Return an empty figure with constrained layout, `width` x `height` inches, outside any global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
     return figure
 
@@ -136,13 +144,36 @@ def switch_handles(runs: Comparison) -> list[Line2D]:
 def shared_legend(figure: FigureBase, handles: Sequence[Any], text: str = "", columns: int | None = None,
                   place: str = "upper"):
     """Put one legend for all panels above them ("upper") or below ("lower"), headed by `text`; return it."""
-    width = int(20 * figure.bbox.width / figure.dpi)   # so many 7-point letters fit
-    text = fill(text, width, break_long_words=False, break_on_hyphens=False)
-    legend = figure.legend(handles=handles, loc=f"outside {place} left", ncols=columns or max(1, len(handles)),
-                           title=text,
-                           handlelength=2.4, columnspacing=1.6, handletextpad=0.6, alignment="left", borderpad=0.2)
+    legend = figure.legend(handles=handles, loc=f"outside {place} left", ncols=columns or legend_columns(len(handles)),
+                           title=wrapped(figure, text), alignment="left", borderpad=0.2, handlelength=2.4,
+                           columnspacing=1.6, handletextpad=0.6)
     legend.get_title().set(fontsize=SMALL, color=MUTED)
     return legend
+
+
+def legend_columns(entries: int) -> int:
+    """Return how many entries stand in one row of a legend: all of up to five, else half of them."""
+    return max(1, entries if entries <= 5 else ceil(entries / 2))
+
+
+def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
+    """Return small text broken between words into lines that fit the figure's width, less `margin` points."""
+    limit = figure.bbox.width - margin * figure.dpi / 72
+    space = _width(figure, "x x") - _width(figure, "xx")
+    lines, filled = [[]], 0.0
+    for word in text.split():
+        width = _width(figure, word)
+        if lines[-1] and filled + space + width > limit:
+            lines, filled = [*lines, []], 0.0
+        filled += width + (space if lines[-1] else 0.0)
+        lines[-1].append(word)
+    return "\n".join(" ".join(line) for line in lines)
+
+
+def _width(figure: FigureBase, text: str) -> float:
+    """Return the width of small text in pixels."""
+    properties = FontProperties(size=SMALL)
+    return figure.canvas.get_renderer().get_text_width_height_descent(text, properties, ismath="$" in text)[0]
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), dpi: int = 200) -> list[Path]:

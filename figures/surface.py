@@ -113,7 +113,7 @@ def line_of(surface: Surface, group: str) -> np.ndarray:
 def draw_surface(runs: Comparison, options: Options) -> Figure:
     """Draw contours of one plane: a row a class group, a column an optimizer, one color scale a row."""
     planes, groups = _planes(runs, options), runs.present(options.groups)
-    figure = style.new_figure(0.7 + 1.5 * len(groups), min(style.WIDTH, 1.2 + 1.7 * len(planes)))
+    figure = style.new_figure(0.7 + 1.5 * len(groups), style.panel_width(len(planes), 1.2, 1.7))
     axes = style.grid(figure, len(groups), len(planes), sharex=True, sharey=True)
     for row, group in zip(axes, groups):
         norm = common_norm([plane_of(plane, group) for plane in planes.values()])
@@ -130,7 +130,8 @@ def draw_surface(runs: Comparison, options: Options) -> Figure:
 def draw_surface_3d(runs: Comparison, options: Options) -> Figure:
     """Draw one plane as surfaces in three dimensions: a row a class group, a column an optimizer, one scale a row."""
     planes, groups = _planes(runs, options), runs.present(options.groups)
-    figure = style.new_figure(0.5 + 1.65 * len(groups), min(style.WIDTH, 1.2 + 1.7 * len(planes)))
+    figure = style.new_figure(0.6 + 1.65 * len(groups), style.panel_width(len(planes), 1.2, 1.7))
+    figure.get_layout_engine().set(h_pad=0.12)   # the layout does not see the labels of 3-D axes
     axes = style.grid(figure, len(groups), len(planes), subplot_kw={"projection": "3d"})
     for row, group in zip(axes, groups):
         norm = common_norm([plane_of(plane, group) for plane in planes.values()])
@@ -151,7 +152,7 @@ def draw_lines(runs: Comparison, options: Options) -> Figure:
     """Draw slices: a row a direction, a column an optimizer, a line a class group, dotted where lambda predicts."""
     names = runs.surface_names(1, options.epoch)
     groups = runs.present(options.groups)
-    figure = style.new_figure(0.7 + 1.55 * len(names), min(style.WIDTH, 1.2 + 2.0 * len(runs.optimizers)))
+    figure = style.new_figure(0.7 + 1.55 * len(names), style.panel_width(len(runs.optimizers), 1.2, 2.0))
     axes = style.grid(figure, len(names), len(runs.optimizers), sharex="row", sharey="row")
     for row, name in zip(axes, names):
         lines = {opt: runs.surface(opt, name) for opt in runs.optimizers}
@@ -199,7 +200,8 @@ def _planes(runs: Comparison, options: Options) -> dict[str, Surface]:
 def _dress_planes(row: Sequence[Axes], surface: Surface) -> None:
     width, height = np.ptp(surface.alpha), np.ptp(surface.beta)
     for ax in row:
-        ax.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4, prune="both"))
         if max(width, height) < 3 * min(width, height):
             ax.set_aspect("equal")
     row[0].set_ylabel(rf"$\beta$ [{surface.coordinate_units}]")

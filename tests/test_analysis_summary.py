@@ -55,7 +55,8 @@ def test_curvature_table_holds_means_over_seeds(runs):
 
 def test_negative_mass_of_a_table_is_below_one_threshold(runs):
     table = summary.curvature_table(runs)
-    records = [record for group in ("head", "tail") for opt in runs.optimizers for record in runs.curvatures(opt, 60, group)]
+    pools = [runs.curvatures(opt, 60, group) for group in ("head", "tail") for opt in runs.optimizers]
+    records = [record for pool in pools for record in pool]
     shared = threshold([record.spectrum for record in records])
     expected = np.mean([negative_mass(r.spectrum, shared).value for r in runs.curvatures("sgd", 60, "tail")])
     assert table["threshold"].unique() == pytest.approx([shared])
@@ -126,6 +127,7 @@ def test_intervals_share_the_decimals_of_their_value():
     assert summary.interval_text(0.5, 0.4, 0.9) == "0.500 [0.400, 0.900]"
     assert summary.interval_text(2.0, np.nan, np.nan) == "2.00"
     assert summary.interval_text(np.nan, 1.0, 2.0) == "absent"
+    assert summary.interval_text(-5.2e-9, -7.4e-9, -3.0e-9) == "(−5.20 ± 2.20)e−9"
     assert summary.interval_text(51.23, 50.0, 52.46, 1) == "51.2 ± 1.2"
 
 

@@ -1,0 +1,104 @@
+import json
+import re
+
+import pandas as pd
+import pytest
+from fabricated_runs import fake_runs
+
+from checkpoints.store import RunStore
+from figures.catalogue import CATALOGUE
+from scripts.cli import main
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Four run folders, two optimizers of two seeds, with real files."""
+    folder = tmp_path_factory.mktemp("study")
+    for run in fake_runs(("sgd", "ssesam"), (0, 1), epochs=(0, 60), probes=2, steps=8):
+        store = RunStore.create(folder / run.path.name, run.config)
+        run.table.to_csv(store.path / "metrics.csv", index=False)
+        for record in run.kept:
+            store.write(record)
+    return folder
+
+
+def draw(*words):
+    return main(["figures", *map(str, words)])
+
+
+def test_all_figures_of_a_run_are_drawn(study, tmp_path):
+    assert draw("all", study / "sgd-0", "--out", tmp_path, "--format", "png", "--dpi", 50, "--quiet") == 0
+    written = {path.stem for path in tmp_path.iterdir()}
+    assert written == set(CATALOGUE)
+
+
+def test_the_last_line_says_what_to_open(study, tmp_path, capsys):
+    assert draw("accuracy_table", study, "--out", tmp_path, "--dpi", 50) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"open {tmp_path / 'accuracy_table.png'}"
+    assert (tmp_path / "accuracy_table.pdf").exists()
+    assert list(pd.read_csv(tmp_path / "accuracy_table.csv")["num_seeds"]) == [2, 2]
+
+
+def test_json_names_every_file_and_nothing_else_is_printed(study, tmp_path, capsys):
+    assert draw("accuracy_curves", study / "sgd-0", "--out", tmp_path, "--format", "png", "--dpi", 50, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["figures"] == {"accuracy_curves": [str(tmp_path / "accuracy_curves.png")]}
+    assert document["refused"] == {}
+
+
+def test_options_before_the_runs_are_understood(study, tmp_path):
+    assert draw("--out", tmp_path, "accuracy_curves", "--dpi", 50, study / "sgd-0", "--format", "png") == 0
+
+
+@pytest.mark.parametrize("paths, expected", [(["sgd-0"], "sgd-0/figures"), (["sgd-0", "sgd-1"], "figures"),
+                                             ([""], "figures")])
+def test_figures_go_beside_their_runs(study, paths, expected):
+    assert draw("accuracy_table", *(study / path for path in paths), "--format", "png", "--dpi", 50, "--quiet") == 0
+    assert (study / expected / "accuracy_table.png").exists()
+
+
+def test_the_catalogue_is_listed_without_a_run(capsys):
+    assert draw("--list") == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in CATALOGUE)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["spektra", "{study}"], r"figure 'spektra' is unknown \(did you mean spectra\?\)"),
+    (["spectra", "{study}", "--epoch", "7"], r"no spectrum of group head at epoch 7; make it with: landscape spectrum"),
+    (["spectra", "{study}/nowhere"], r"nowhere: no run folder, and none below it"),
+    (["spectra", "{study}", "--dpi", "3"], r"dpi=3 is out of range: expected 50 <= dpi <= 1200"),
+    (["spectra", "{study}", "--level", "1.5"], r"level=1.5 is out of range"),
+    (["spectra", "{study}", "--rc", "font.size"], r"rc=font.size is out of range: expected KEY=VALUE"),
+    (["spectra", "{study}", "--rc", "font.sizze=3"], r"rc font.sizze=3 is not a matplotlib setting"),
+    (["spectra", "{study}", "--group", "few", "class:9"], r"groups=few,class:9|no spectrum of group few"),
+    (["surface", "{study}", "--surface", "moon"], r"no surface 'moon' \(there are: random-plane"),
+    (["spectra", "{study}/sgd-0", "{study}/sgd-0/../sgd-0"], r"repeat a seed"),
+    (["spectra"], r"arguments are required: RUN"),
+])
+def test_mistakes_are_one_clear_line(study, tmp_path, capsys, words, message):
+    words = [word.replace("{study}", str(study)) for word in words]
+    assert draw(*words, "--out", tmp_path, "--quiet") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert re.search(message, captured.err) and not list(tmp_path.iterdir())
+
+
+def test_runs_in_several_folders_need_a_place_for_their_figures(study, tmp_path, capsys):
+    assert draw("accuracy_table", study / "sgd-0", tmp_path / "other") == 2
+    assert "out is missing" in capsys.readouterr().err
+
+
+def test_figures_are_not_put_among_sources(study, tmp_path, capsys):
+    (tmp_path / "__init__.py").touch()
+    assert draw("accuracy_table", study, "--out", tmp_path) == 2
+    assert "is a folder of Python sources" in capsys.readouterr().err
+
+
+def test_all_draws_what_it_can_and_names_the_rest(study, tmp_path, capsys):
+    run = RunStore.create(tmp_path / "run", {"opt": "sgd", "seed": 0, "epochs": 60})
+    (run.path / "metrics.csv").write_text((study / "sgd-0" / "metrics.csv").read_text())
+    assert draw("all", run.path, "--format", "png", "--dpi", 50) == 0
+    captured = capsys.readouterr()
+    assert "not drawn: spectra:" in captured.err and "landscape spectrum" in captured.err
+    assert {path.stem for path in (run.path / "figures").iterdir()} == {"accuracy_curves", "accuracy_table"}
