@@ -22,7 +22,6 @@ ORDER = ("sgd", "sam", "imbsam", "ssesam")   # as the papers list them; other op
 SHARED = ("dataset", "imb_factor", "profile", "subset", "data_seed", "eta", "many", "few", "arch", "loss",
           "loss_options", "drw_epoch")
 NO_MATTER = ("seed", "device", "threads", "checkpoint_epochs", "eval_every")   # what leaves the trained weights alone
-SAME_OBJECT = ("data_hash", "split", "loss", "batchnorm")   # provenance that decides which Hessian a curvature is of
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ class Comparison:
         if not names:
             what = ("line", "plane")[dimensions - 1] + ("" if epoch is None else f" at epoch {epoch}")
             raise RecordError(f"{firsts[0].name}: no {what} that every optimizer has; "
-                              f"make it with: landscape surface {firsts[0].name}")
+                              f"make it with: landscape surface {firsts[0].name} --dims {dimensions}")
         return names
 
     @staticmethod
@@ -188,9 +187,8 @@ def check_same_view(surfaces: Iterable[Surface]) -> None:
     """Refuse surfaces side by side that differ in epoch, kind of directions or units of their coordinates."""
     first, *others = surfaces
     for other in others:
-        for key in ("epoch", "direction_names", "coordinate_units"):
-            if getattr(other, key) != getattr(first, key):
-                ours, theirs = getattr(first, key), getattr(other, key)
+        for (key, ours), theirs in zip(_view(first).items(), _view(other).values()):
+            if ours != theirs:
                 raise RecordError(f"{key}={theirs} and {key}={ours}: surfaces {first.name!r} of different runs "
                                   "cannot share a figure; compute them alike")
 
@@ -214,8 +212,18 @@ def _refuse_difference(first: Member, other: Member, keys: Iterable[str], conseq
 
 
 def _object(record: Curvature) -> dict[str, Any]:
-    known = {key: record.provenance.get(key) for key in SAME_OBJECT}
-    return known | {"num_samples": record.num_samples}   # extremes of subsets are biased outward, so n must agree
+    """Return what decides which Hessian a curvature is of, beside the weights; absent keys are None."""
+    inputs = record.provenance.get("inputs", {})
+    settings = inputs.get("settings", {})
+    return {"data": inputs.get("data"), "classes": inputs.get("classes"), "split": settings.get("split"),
+            "loss": settings.get("loss"),
+            "num_samples": record.num_samples}   # extremes of subsets are biased outward, so n must agree
+
+
+def _view(surface: Surface) -> dict[str, Any]:
+    return {"epoch": surface.epoch, "direction_names": surface.direction_names,
+            "num_samples": surface.num_samples.tolist(),
+            "coordinate_units": surface.coordinate_units, "data": surface.provenance.get("inputs", {}).get("data")}
 
 
 def _without_vectors(record: Curvature) -> Curvature:

@@ -83,7 +83,8 @@ def fake_curvature(opt, group, epoch, rng, epochs=60, probes=3, steps=24) -> Cur
         spectrum=spectrum, eigenpairs=pairs, trace=t_interval((signs ** 2 * values).sum(1)),
         negative_mass=negative_mass(spectrum, mass_threshold), threshold=mass_threshold,
         extreme_ratio=Estimate(ratio, ratio * 0.999, ratio * 1.001, 1.0, "residual"), parameter_norms={"w": 1.0},
-        second_opinion={}, provenance={"data_hash": "d1", "split": "train", "loss": "CE"})
+        second_opinion={}, provenance={"inputs": {"data": "d1", "classes": {"head": [0], "tail": [9]},
+                                                 "settings": {"split": "train", "loss": "CE"}}})
 
 
 def fake_pairs(values, verified=True) -> EigenPairs:

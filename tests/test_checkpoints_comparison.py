@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
@@ -75,21 +77,25 @@ def test_a_group_without_classes_is_absent_but_an_unevaluated_run_says_nothing()
 
 
 def test_spectra_of_other_data_or_fewer_images_do_not_mix():
-    from dataclasses import replace
     record = fake_run("sgd", **FEW).kept[0]
     check_same_object([record, record])
     with pytest.raises(RecordError, match="num_samples=7 and num_samples=500"):
         check_same_object([record, replace(record, num_samples=7)])
-    with pytest.raises(RecordError, match="data_hash=d2 and data_hash=d1"):
-        check_same_object([record, replace(record, provenance=record.provenance | {"data_hash": "d2"})])
+    inputs = record.provenance["inputs"]
+    for changed, message in (({"data": "d2"}, "data=d2 and data=d1"),
+                             ({"settings": {"split": "test"}}, "split=test and split=train"),
+                             ({"classes": {"head": [1]}}, "classes={'head'")):
+        with pytest.raises(RecordError, match=message):
+            check_same_object([record, replace(record, provenance={"inputs": inputs | changed})])
 
 
 def test_surfaces_of_other_epochs_or_units_do_not_mix():
-    from dataclasses import replace
     surface = compare([fake_run("sgd", **FEW)]).surface("sgd", "random-plane")
     check_same_view([surface, surface])
     with pytest.raises(RecordError, match="epoch=3 and epoch=60"):
         check_same_view([surface, replace(surface, epoch=3)])
+    with pytest.raises(RecordError, match=r"num_samples=\[5, 6\] and num_samples=\[500, 60\]"):
+        check_same_view([surface, replace(surface, num_samples=surface.num_samples * 0 + [5, 6])])
 
 
 def test_surfaces_are_listed_by_dimension_and_refused_where_absent():
