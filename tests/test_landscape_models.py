@@ -42,7 +42,7 @@ def test_a_residual_net_has_as_many_weight_layers_as_its_name_says(arch, depth):
 
 
 def test_digitnet_stays_within_twenty_thousand_parameters():
-    assert count(build_model("digitnet", 10, 1, 8)) == 13_778
+    assert count(build_model("digitnet", 10, 1, 8)) == 13_834
 
 
 @pytest.mark.parametrize("cosine", [False, True])
