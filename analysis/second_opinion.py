@@ -5,6 +5,7 @@ error: power iteration stops when two values agree to 1e-3, the trace when two r
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -15,11 +16,14 @@ def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
                       seed: int = 0) -> dict[str, float]:
     """Return PyHessian's largest-magnitude eigenvalue and trace of the mean loss over one batch (inputs, targets)."""
     from pyhessian import hessian
-    with torch.random.fork_rng(devices=[0] if batch[0].is_cuda else []):
+    twin = copy.deepcopy(model).eval().float()
+    with torch.random.fork_rng(devices=[0] if batch[0].is_cuda else []), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")    # it is how PyHessian works; undone below
         torch.manual_seed(seed)
-        engine = hessian(copy.deepcopy(model).eval().float(), lambda logits, targets: loss(logits, targets).mean(),
-                         data=(batch[0].float(), batch[1]), cuda=batch[0].is_cuda)
+        engine = hessian(twin, lambda logits, targets: loss(logits, targets).mean(), data=(batch[0].float(), batch[1]),
+                         cuda=batch[0].is_cuda)
         (eigenvalue,), _ = engine.eigenvalues(top_n=1)
         samples = engine.trace()
+    twin.zero_grad(set_to_none=True)    # its gradients hold the graph that made them
     return {"pyhessian_top_eigenvalue": float(eigenvalue), "pyhessian_trace": float(sum(samples) / len(samples)),
             "pyhessian_trace_probes": float(len(samples))}

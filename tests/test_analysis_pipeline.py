@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+
+from analysis import second_opinion
+from analysis.pipeline import Subject, compute_curvature, compute_surface, group_batches
+from analysis.settings import SpectrumSettings, SurfaceSettings
+from checkpoints.errors import RecordError
+from checkpoints.schema import content_hash
+from checkpoints.store import RunStore
+from landscape.errors import InputError
+from landscape.training import TrainConfig, train, training_data
+
+SETTINGS = SpectrumSettings(num_matvecs=8, num_probes=2, num_pairs=2, trace_probes=4, max_matvecs=20, dtype="float64", batch_size=40)
+TRACES: dict = {}       # one network throughout: traced once
+
+
+def trained(path, **settings):
+    """Train two epochs on the synthetic set and return the store."""
+    config = TrainConfig(dataset="synthetic", epochs=2, checkpoint_epochs=(1, 2), lr=0.05, eval_every=1, **settings)
+    data = training_data(config)
+    store = RunStore.create(path, config.resolved(data).identity())
+    with store.writer():
+        train(config, data=data, recorder=store.recorder())
+        store.mark_finished()
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def subject(store):
+    return Subject.open(store, traces=TRACES)
+
+
+def test_a_spectrum_is_that_of_the_stored_weights_and_the_groups_own_images(subject):
+    record, fresh = compute_curvature(subject, 2, "tail", SETTINGS)
+    batches, available = group_batches(subject, "tail", SETTINGS)
+    x, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+    model = subject.model.double().eval()
+    assert record.num_samples == available == len(y) == int(np.isin(subject.data.train.labels, subject.groups.select("tail")).sum())
+    assert record.loss == pytest.approx(torch.nn.functional.cross_entropy(model(x), y).item(), rel=1e-12)
+    assert record.accuracy == pytest.approx((model(x).argmax(1) == y).double().mean().item())
+    assert record.eigenpairs.values[0] <= np.nanmin(record.spectrum.nodes) + 1e-9
+    assert record.test_accuracy == pytest.approx(store_metric(subject.store, 2, "test_accuracy/tail"))
+
+
+def store_metric(store, epoch, name):
+    rows = store.metrics().set_index("epoch")
+    return float(rows.loc[epoch, name])
+
+
+def test_a_record_is_kept_while_its_inputs_are_and_computed_anew_when_they_change(subject):
+    first, _ = compute_curvature(subject, 1, "tail", SETTINGS)
+    again, fresh = compute_curvature(subject, 1, "tail", SETTINGS)
+    assert not fresh and content_hash(again) == content_hash(first)
+    other, fresh = compute_curvature(subject, 1, "tail", SpectrumSettings(**(vars(SETTINGS) | {"seed": 5})))
+    assert fresh and content_hash(other) != content_hash(first)
+
+
+def test_a_record_says_what_it_was_computed_from(subject):
+    record, _ = compute_curvature(subject, 2, "tail", SETTINGS)
+    inputs = record.provenance["inputs"]
+    assert inputs["data"] == subject.data.hash and inputs["checkpoint"] == content_hash(subject.store.read("checkpoint", epoch=2))
+    assert inputs["settings"]["num_probes"] == 2 and record.provenance["engine"] == "linearized"
+    assert record.provenance["num_matvecs"] > 0
+
+
+def test_weighted_group_losses_add_up(subject):
+    parts = [compute_curvature(subject, 2, group, SETTINGS)[0] for group in ("head", "tail")]
+    whole, _ = compute_curvature(subject, 2, "all", SETTINGS)
+    assert sum(p.num_samples * p.loss for p in parts) / whole.num_samples == pytest.approx(whole.loss, rel=1e-12)
+
+
+def test_an_interrupted_spectrum_goes_on_in_the_middle_and_ends_in_the_same_bits(tmp_path):
+    """Stop after some products, start again; compare with a run that was never stopped."""
+    records = []
+    for name, stop in (("whole", None), ("stopped", 9)):
+        subject = Subject.open(trained(tmp_path / name), traces=TRACES)
+        counted = []
+
+        def count(products):
+            counted.append(products)
+            if stop and sum(counted) > stop:
+                raise KeyboardInterrupt
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                compute_curvature(subject, 2, "tail", SETTINGS, progress=count)
+            assert list(subject.store.path.glob("partial/*/*"))
+            stop, before = None, len(counted)
+        records.append(compute_curvature(subject, 2, "tail", SETTINGS, progress=count)[0])
+        if name == "stopped":
+            assert len(counted) - before < len(whole)
+        whole = counted
+        assert not list(subject.store.path.glob("partial/*/*"))
+    assert content_hash(records[0]) == content_hash(records[1])
+
+
+def test_a_subset_is_stated_and_seeded(subject):
+    settings = SpectrumSettings(**(vars(SETTINGS) | {"max_samples": 10}))
+    (x, _), = group_batches(subject, "head", settings)[0]
+    (again, _), = group_batches(subject, "head", settings)[0]
+    assert len(x) == 10 and torch.equal(x, again)
+    record, _ = compute_curvature(subject, 2, "head", settings)
+    assert record.num_samples == 10 < record.num_available
+
+
+def test_an_empty_group_is_refused_naming_the_counts(tmp_path):
+    subject = Subject.open(trained(tmp_path / "run", eta=1.0))
+    with pytest.raises(InputError, match="class sizes run from 6 to 60"):
+        compute_curvature(subject, 2, "tail", SETTINGS)
+
+
+def test_pyhessian_is_really_asked(subject, monkeypatch):
+    import pyhessian
+    asked = SpectrumSettings(**(vars(SETTINGS) | {"seed": 7}))
+    record, _ = compute_curvature(subject, 2, "tail", asked, verify="pyhessian")
+    top, trace = record.second_opinion["pyhessian_top_eigenvalue"], record.second_opinion["pyhessian_trace"]
+    assert top == pytest.approx(record.eigenpairs.values[-1], rel=5e-2)
+    assert record.trace.low - 0.2 * trace < trace < record.trace.high + 0.2 * trace
+
+    class Impostor:
+        def __init__(self, model, criterion, data, cuda):
+            pass
+
+        def eigenvalues(self, top_n):
+            return [123.0], None
+
+        def trace(self):
+            return [1.0, 2.0]
+    monkeypatch.setattr(pyhessian, "hessian", Impostor)
+    numbers = second_opinion.pyhessian_numbers(subject.model, None, (torch.zeros(1), torch.zeros(1)))
+    assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
+
+
+def test_surfaces_along_eigenvectors_curve_by_the_eigenvalue_before_the_first_kink(subject):
+    curvature, _ = compute_curvature(subject, 2, "tail", SETTINGS)
+    settings = SurfaceSettings(directions="eigen", group="tail", dims=2, points=3, span=1e-6, dtype="float64")
+    record, _ = compute_surface(subject, 2, settings, name="close")
+    tail = record.loss[record.groups.index("tail")]
+    assert tail[1, 1] == pytest.approx(curvature.loss, rel=1e-9)
+    for line, value in ((tail[:, 1], curvature.eigenpairs.values[0]), (tail[1], curvature.eigenpairs.values[-1])):
+        assert (line[0] - 2 * line[1] + line[2]) / 1e-12 == pytest.approx(value, rel=0.01)
+
+
+def test_a_surface_resumes_at_the_last_finished_row(subject):
+    settings, seen = SurfaceSettings(points=5, dims=2, seed=3), []
+
+    class Stopping:
+        def update(self, n=1):
+            seen.append(n)
+            if sum(seen) == 13:
+                raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        compute_surface(subject, 1, settings, name="stopped", progress=Stopping())
+    stopped, _ = compute_surface(subject, 1, settings, name="stopped")
+    whole, _ = compute_surface(subject, 1, settings, name="whole")
+    assert np.array_equal(stopped.loss, whole.loss) and np.array_equal(stopped.accuracy, whole.accuracy)
+
+
+def test_eigenvector_surfaces_need_the_spectrum_and_say_how_to_get_it(subject):
+    with pytest.raises(RecordError, match="landscape spectrum .* --group medium --epoch 1"):
+        compute_surface(subject, 1, SurfaceSettings(directions="eigen", group="medium"))
+
+
+@pytest.mark.parametrize("kind, change, word", [
+    (SpectrumSettings, dict(num_probes=0), "num_probes=0"), (SpectrumSettings, dict(tol=0), "tol=0"),
+    (SpectrumSettings, dict(split="dev"), "train, test"), (SurfaceSettings, dict(points=4), "odd"),
+    (SurfaceSettings, dict(dims=3), "dims=3"), (SurfaceSettings, dict(span=-1), "span=-1")])
+def test_bad_settings_are_named_with_their_range(kind, change, word):
+    with pytest.raises(InputError, match=word):
+        kind(**change)
