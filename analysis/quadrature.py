@@ -63,14 +63,20 @@ def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float
 
     With `scale` None the Gaussian lives on the eigenvalue axis: phi(x) = sum_j w_j N(x; theta_j, bandwidth^2), per unit
     of lambda. With `scale` s it lives on u = arcsinh(lambda / s), the axis of a symlog plot, and phi is per unit of u:
-    structure near zero is then not smeared by a bandwidth chosen for the largest eigenvalue.
+    structure near zero is then not smeared by a bandwidth chosen for the largest eigenvalue. There an inner node's
+    Gaussian is at least as wide as half the distance of its neighbors: Lanczos resolves no more, and an empty stretch
+    between two nodes would be no gap of the spectrum.
     """
     def axis(values):
         return values if scale is None else np.arcsinh(values / scale)
 
+    widths = np.full(spectrum.nodes.shape, bandwidth)
+    if scale is not None:
+        reach = (axis(spectrum.nodes)[:, 2:] - axis(spectrum.nodes)[:, :-2]) / 4
+        widths[:, 1:-1] = np.fmax(bandwidth, reach)
     nodes = np.nan_to_num(axis(spectrum.nodes))      # a NaN node carries zero weight
-    offsets = (axis(grid)[None, None, :] - nodes[:, :, None]) / bandwidth
-    kernels = np.exp(-0.5 * offsets ** 2) / (bandwidth * np.sqrt(2 * np.pi))
+    offsets = (axis(grid)[None, None, :] - nodes[:, :, None]) / widths[:, :, None]
+    kernels = np.exp(-0.5 * offsets ** 2) / (widths[:, :, None] * np.sqrt(2 * np.pi))
     return np.einsum("rm,rmp->rp", spectrum.weights, kernels)
 
 

@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     _claim(folder, study)
     _compute(args, study, runs, folder, images)
     pictures = _draw(args, study, runs, folder)
-    document = _summarize(folder, study, runs, time.perf_counter() - started)
-    _print_tables(args, document)
+    document = _summarize(args, folder, study, runs, time.perf_counter() - started)
     emit_json(args, document)
     say(args, f"\nopen {pictures[0]}")
     return 0
@@ -109,33 +108,36 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     return sorted(pictures, key=lambda path: path.suffix != ".png")
 
 
-def _summarize(folder: Path, study, runs, seconds: float) -> dict:
-    """Return the tables of the study, and store them as summary.json."""
+def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: float) -> dict:
+    """Print the tables of the study; return them, stored as summary.json."""
+    import pandas as pd
+
     from analysis import summary
     from checkpoints.atomic import write_text
     from checkpoints.provenance import provenance
     from scripts.draw_figures import compare_folders
     pooled = compare_folders([folder / run.name for run in runs])
-    document = {
-        "study": study.name, "seeds": list(study.seeds), "seconds": seconds,
-        "accuracy": summary.as_json(summary.accuracy_table(pooled)),
-        "curvature": [row for epoch in runs[0].spectrum_epochs
-                      for row in summary.as_json(summary.curvature_table(pooled, epoch, runs[0].groups))],
-        "provenance": provenance()}
+    accuracy = summary.accuracy_table(pooled)
+    epochs = runs[0].spectrum_epochs
+    curvature = [summary.curvature_table(pooled, epoch, runs[0].groups) for epoch in epochs]
+    _print_accuracy(args, accuracy, len(study.seeds))
+    _print_curvature(args, curvature[-1], epochs[-1])
+    document = {"study": study.name, "seeds": list(study.seeds), "seconds_of_this_call": seconds,
+                "accuracy": summary.as_json(accuracy), "curvature": summary.as_json(pd.concat(curvature)),
+                "provenance": provenance()}
     write_text(folder / "summary.json", json.dumps(document, indent=1) + "\n")
     return document
 
 
-def _print_tables(args: argparse.Namespace, document: dict) -> None:
-    import pandas as pd
-
+def _print_accuracy(args: argparse.Namespace, table, num_seeds: int) -> None:
     from analysis import summary
-    accuracy = pd.DataFrame(document["accuracy"]).set_index("opt")
-    groups = [name for name in summary.ACCURACY_GROUPS if name in accuracy]
-    say(args, f"\ntest accuracy in % after the last epoch, mean ± 95 % interval over {len(document['seeds'])} seeds")
-    say(args, summary.as_text(accuracy, groups, percent=True))
-    curvature = pd.DataFrame(document["curvature"])
-    last = curvature[curvature["epoch"] == curvature["epoch"].max()].set_index(["group", "opt"])
-    say(args, f"\ncurvature after epoch {curvature['epoch'].max()}: extreme eigenvalues of each group's Hessian; negative mass below "
-              f"−{last['threshold'].iloc[0]:.3g}")
-    say(args, summary.as_text(last, ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss"]))
+    groups = [name for name in summary.ACCURACY_GROUPS if name in table]
+    say(args, f"\ntest accuracy in % after the last epoch, mean ± 95 % interval over {num_seeds} seeds")
+    say(args, summary.as_text(table, groups, percent=True))
+
+
+def _print_curvature(args: argparse.Namespace, table, epoch: int) -> None:
+    from analysis import summary
+    say(args, f"\ncurvature after epoch {epoch}: extreme eigenvalues of each group's Hessian; negative mass below "
+              f"−{table['threshold'].iloc[0]:.3g}")
+    say(args, summary.as_text(table, ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss"]))

@@ -1,0 +1,230 @@
+"""`landscape study`, `spectrum` and `surface` from the command line, wrong input and kills included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from checkpoints.schema import content_hash
+from checkpoints.store import RunStore
+from landscape.errors import InputError
+from scripts.cli import main
+from scripts.study_plan import DIGITS, Study
+from scripts.study_worker import cost, topped_up
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = """
+name = "tiny"
+seeds = [0]
+workers = 1
+[train]
+dataset = "synthetic"
+epochs = 2
+eval_every = 1
+[methods.sgd]
+opt = "sgd"
+[methods.ssesam]
+opt = "ssesam"
+gamma = 0.5
+[spectrum]
+epochs = [1, 2]
+num_probes = 2
+num_matvecs = 6
+num_pairs = 1
+max_matvecs = 4
+trace_probes = 2
+[[surfaces]]
+points = 3
+[[surfaces]]
+points = 3
+dims = 1
+directions = "eigen"
+[figures]
+names = ["overview"]
+format = ["png"]
+dpi = 60
+"""
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(study_file):
+    folder = study_file.parent / "undisturbed"
+    assert main(["study", str(study_file), "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def hashes(folder):
+    """Return the hash of every record of every run of a study, by file."""
+    return {f"{run.name}/{path.name}": content_hash(record) for run in sorted(folder.iterdir()) if (run / "run.json").is_file()
+            for store in [RunStore.open(run)] for kind in ("checkpoint", "curvature", "surface")
+            for path, record in zip(store.paths(kind), store.records(kind))}
+
+
+def test_a_study_ends_with_tables_a_summary_and_the_picture_to_open(finished, study_file, capsys):
+    assert main(["study", str(study_file), "--out", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy in %" in printed and "lambda_min" in printed
+    assert printed.strip().splitlines()[-1] == f"open {finished / 'figures' / 'overview.png'}"
+    assert (finished / "figures" / "overview.png").is_file()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {row["opt"] for row in summary["accuracy"]} == {"sgd", "ssesam"}
+    assert {(row["epoch"], row["group"]) for row in summary["curvature"]} == {(e, g) for e in (1, 2) for g in ("head", "tail")}
+
+
+def test_a_finished_study_computes_nothing_again(finished, study_file, monkeypatch):
+    import analysis.pipeline
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/spectra/*.h5")}
+    monkeypatch.setattr(analysis.pipeline, "krylov", None)      # any new product would fail
+    assert main(["study", str(study_file), "--out", str(finished), "--quiet"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*/spectra/*.h5")} == before and len(before) == 8
+
+
+def start_study(study_file, folder, workers=1):
+    return subprocess.Popen([sys.executable, "-m", "scripts.cli", "study", str(study_file), "--out", str(folder), "--quiet",
+                             "--workers", str(workers)], cwd=ROOT, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["*/partial/*/*", "*/spectra/*.h5"], ids=["inside a spectrum", "between spectra"])
+def test_a_killed_study_ends_in_the_same_records(moment, finished, study_file, tmp_path):
+    folder = tmp_path / "killed"
+    process = start_study(study_file, folder)
+    wait_for(lambda: any(folder.glob(moment)), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert len(hashes(folder)) < len(hashes(finished))
+    assert main(["study", str(study_file), "--out", str(folder), "--quiet"]) == 0
+    assert hashes(folder) == hashes(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [6, 8, 10, 12, 14])
+def test_a_study_killed_at_any_time_ends_in_the_same_records(seconds, finished, study_file, tmp_path):
+    folder = tmp_path / "killed"
+    process = start_study(study_file, folder, workers=2)
+    wait_for(lambda: False, process, seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert main(["study", str(study_file), "--out", str(folder), "--quiet", "--workers", "2"]) == 0
+    assert hashes(folder).keys() == hashes(finished).keys()
+
+
+@pytest.mark.slow
+def test_workers_die_with_the_process_that_started_them(study_file, tmp_path):
+    process = start_study(study_file, tmp_path / "orphans", workers=2)
+
+    def children():
+        found = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+        return [pid for pid in found if int(pid) != process.pid]
+    wait_for(lambda: len(children()) >= 2 and any((tmp_path / "orphans").glob("*/run.json")), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    end = time.monotonic() + 20
+    while children() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not children()
+
+
+def test_the_printed_config_is_a_study(capsys, tmp_path):
+    assert main(["study", "digits", "--print-config"]) == 0
+    path = tmp_path / "mine.toml"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert Study.read(str(path)) == Study.read("digits")
+
+
+def test_the_digits_study_has_four_methods_and_three_seeds():
+    study = Study.read("digits")
+    assert len(study.runs()) == 12 and {run.config.opt for run in study.runs()} == {"sgd", "sam", "imbsam", "ssesam"}
+    assert all(len(run.spectrum_epochs) >= 3 and set(run.groups) == {"head", "tail"} for run in study.runs())
+
+
+@pytest.mark.parametrize("change, word", [
+    (dict(sedes=[1]), "'sedes': did you mean seeds"), (dict(seeds=[-1]), "seeds="), (dict(workers=-2), "workers=-2"),
+    (dict(train={"epoch": 3}), "'epoch' is unknown: did you mean epochs"), (dict(methods={}), "needs methods"),
+    (dict(spectrum={"num_probs": 3}), "did you mean num_probes"), (dict(spectrum={"num_probes": 0}), "num_probes=0"),
+    (dict(surfaces=[{"points": 4}]), "points=4"), (dict(figures={"names": ["spectrum"]}), "did you mean spectra"),
+    (dict(methods={"a": {"opt": "sam"}, "b": {"opt": "sam"}}), "share an optimizer"),
+    (dict(methods={"a": {"opt": "adam"}}), "opt='adam'")])
+def test_a_mistaken_study_is_refused_before_anything_runs(change, word):
+    with pytest.raises(InputError, match=word):
+        Study.from_dict(DIGITS | change)
+
+
+def refusal(capsys, *words):
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("landscape")
+    return captured.err
+
+
+@pytest.mark.parametrize("words, word", [
+    (["study", "nothing"], "neither a preset (digits) nor a file"),
+    (["study", "{file}", "--out", "{folder}", "--workers", "0"], "workers=0"),
+    (["spectrum", "{folder}/absent"], "absent"),
+    (["spectrum", "{run}", "--epoch", "7"], "no checkpoint of epoch 7: expected last, all, or some of 1, 2"),
+    (["spectrum", "{run}", "--group", "rare"], "group 'rare' is unknown"),
+    (["spectrum", "{run}", "--num_matvecs", "0"], "num_matvecs=0"),
+    (["spectrum", "{run}", "--device", "tpu"], "device"),
+    (["surface", "{run}", "--points", "4"], "points=4"),
+    (["surface", "{run}", "--directions", "eigen", "--group", "class:1"], "landscape spectrum"),
+    (["figures", "spektra", "{run}"], "did you mean spectra")])
+def test_a_mistake_is_one_line_and_exit_2(words, word, finished, study_file, capsys):
+    places = dict(file=study_file, folder=finished, run=finished / "sgd-seed0")
+    assert word in refusal(capsys, *(text.format(**places) for text in words))
+
+
+def test_a_folder_of_another_study_is_refused_and_left_alone(finished, study_file, capsys, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text(TINY.replace("epochs = 2\n", "epochs = 3\n"), encoding="utf-8")
+    before = hashes(finished)
+    assert "study of other settings" in refusal(capsys, "study", other, "--out", finished)
+    assert hashes(finished) == before
+
+
+def test_spectrum_prints_numbers_with_their_kind_and_json_alone(finished, capsys):
+    words = ["spectrum", str(finished / "sgd-seed0"), "--num_probes", "2", "--num_matvecs", "6", "--num_pairs", "1",
+             "--max_matvecs", "4", "--trace_probes", "2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for part in ("lambda_min", "residual", "missed with probability 5%", "quadrature+probes, 95%", "next: landscape figures"):
+        assert part in text
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["spectra"]
+    assert [row["group"] for row in rows] == ["head", "tail"] and all(row["stored_before"] for row in rows)
+
+
+def test_a_forecast_computes_nothing(finished, capsys):
+    before = hashes(finished)
+    assert main(["spectrum", str(finished / "sgd-seed0"), "--group", "many", "--dry-run"]) == 0
+    assert "forecast: at most" in capsys.readouterr().out and hashes(finished) == before
+
+
+def test_progress_adds_up_to_the_forecast():
+    counted = []
+    with topped_up(counted.append, 10) as count:
+        count(4)
+        count(9)
+    assert sum(counted) == 10
+    run = Study.read("digits").runs()[0]
+    assert cost(run, 405) > 40 * 7
