@@ -1,8 +1,8 @@
 """One picture for newcomers: did training leave the saddle, for the frequent classes and for the rare ones?
 
 Left the head, right the tail. Top: the spectrum of each optimizer, negative curvature on tinted ground. Middle: how the
-most negative curvature fades during training. Bottom: the test accuracy reached, every seed a dot. The
-sentences below the title are written from the same records.
+most negative curvature fades during training, every seed a dot. Bottom: the test accuracy reached. The sentences below
+the title are written from the same records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,27 +76,31 @@ def draw_overview(runs: Comparison, options: Options) -> Figure:
     groups = runs.present(options.groups)
     epoch = runs.epoch(groups, options.epoch)
     pools = {group: {opt: runs.curvatures(opt, epoch, group) for opt in runs.optimizers} for group in groups}
-    figure, (header, body, footer) = _parts(groups, len(runs.optimizers))
+    accuracy = summary.accuracy_table(runs, groups=groups, level=options.level)
+    sentences = [style.wrapped(style.new_figure(1), line) for line in findings(pools, accuracy).splitlines()]
+    figure, (header, body, footer) = _parts("\n".join(sentences).count("\n") + 1, len(runs.optimizers))
     axes = body.subplots(3, len(groups), squeeze=False, sharex="row", sharey="row",
                          height_ratios=[0.5 + 0.4 * len(runs.optimizers), 1.8, 0.4 + 0.22 * len(runs.optimizers)])
     _draw_top(axes[0], pools)
-    _draw_middle(axes[1], runs, groups, options.level)
-    accuracy = _draw_bottom(axes[2], runs, groups, options.level)
+    _draw_middle(axes[1], runs, groups)
+    _draw_bottom(axes[2], runs, accuracy, groups)
     for ax, group in zip(axes[0], groups):
         ax.annotate(MEANING.get(group, style.group_name(group)), (0, 1), xycoords="axes fraction", xytext=(0, 18),
                     textcoords="offset points", fontsize=9.5, fontweight="bold")
-    _write(header, footer, runs, findings(pools, accuracy), epoch, options.level)
+    _write(header, footer, runs, "\n".join(sentences), epoch, options.level)
     return figure
 
 
 def findings(pools: Mapping[str, Mapping[str, Sequence[Curvature]]], accuracy: pd.DataFrame) -> str:
-    """Return one sentence a group: from which to which lambda_min and test accuracy the optimizers range."""
+    """Return one sentence a group: in how many runs downward curvature is verified, and how the optimizers range."""
     sentences = []
     for group, by_opt in pools.items():
         depths = {opt: summary.pooled(pool, "lambda_min").value for opt, pool in by_opt.items()}
-        text = f"{style.group_name(group).capitalize()}: " + r"$\lambda_{\min}$ " + _range(depths)
+        bends = [_bends_down(record) for pool in by_opt.values() for record in pool]
+        text = (f"{style.group_name(group).capitalize()}: {sum(bends)} of {len(bends)} runs verified to bend down, "
+                + r"$\lambda_{\min}$ " + _range(depths))
         shares = (100 * accuracy[group]).dropna().to_dict()
-        sentences.append(text + (f", test accuracy {_range(shares, '.1f', ' %')}." if shares else "."))
+        sentences.append(text + (f"; test accuracy {_range(shares, '.1f', ' %')}." if shares else "."))
     return "\n".join(sentences)
 
 
@@ -113,43 +117,46 @@ def _draw_top(row: Sequence[Axes], pools: Mapping[str, Mapping[str, Sequence[Cur
     row[0].set_title("Curvatures of the loss. Tinted: the loss bends down, there is still a way to fall", loc="left")
 
 
-def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str], level: float) -> None:
-    table = over_epochs(runs, groups, "lambda_min", level)
+def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str]) -> None:
+    table = over_epochs(runs, groups, "lambda_min")
+    seeds = summary.curvature_frame(runs)
+    table[["low", "high"]] = np.nan   # four bands on each other hide more than they show: here every seed is a dot
     for ax, group in zip(row, groups):
         for opt in runs.optimizers:
             look, rows = style.look(opt), table[(table["opt"] == opt) & (table["group"] == group)]
-            plot_over_epochs(ax, rows, color=look.color, marker=look.marker)
+            plot_over_epochs(ax, rows, color=look.color, marker="")
+            dots = seeds[(seeds["opt"] == opt) & (seeds["group"] == group)]
+            ax.plot(dots["epoch"], dots["lambda_min"], linestyle="", marker=look.marker, color=look.color, alpha=0.45,
+                    markeredgewidth=0)
             style.mark_switch(ax, runs.members[opt][0].switch, look.color)
         ax.set_xlabel("epoch")
-    set_lambda_min_limits(row[0], table)
+    set_lambda_min_limits(row[0], seeds[seeds["group"].isin(groups)].rename(columns={"lambda_min": "value"}))
     row[0].set_ylabel("$\\lambda_{\\min}$\n[nats / parameter$^2$]")
-    row[0].set_title("The most negative curvature during training. At zero, none is left", loc="left")
+    row[0].set_title("The most negative curvature during training. At zero, none is left. Dots: seeds", loc="left")
 
 
-def _draw_bottom(row: Sequence[Axes], runs: Comparison, groups: Sequence[str], level: float) -> pd.DataFrame:
-    table = summary.accuracy_table(runs, groups=groups, level=level)
+def _draw_bottom(row: Sequence[Axes], runs: Comparison, table: pd.DataFrame, groups: Sequence[str]) -> None:
     values = summary.last_accuracies(runs, groups)
     for ax, group in zip(row, groups):
         plot_seeds(ax, values, table, group)
     row[0].set_yticks(range(len(table)), [style.look(opt).name for opt in table.index])
     for label, opt in zip(row[0].get_yticklabels(), table.index):
         label.set(color=style.look(opt).color, fontweight="bold")
-    row[0].set_title("Test accuracy at the end of training. Dots: seeds; bar: mean", loc="left")
-    return table
+    row[0].set_title("Test accuracy at the end of training. Dots: seeds; bars: mean and interval", loc="left")
 
 
-def _parts(groups: Sequence[str], lanes: int):
-    """Return the figure and its three parts, stacked: title and findings, panels, legend."""
-    heights = [0.36 + 0.16 * len(groups), 3.2 + 0.5 * lanes, 0.42 if lanes <= 4 else 0.6]   # inches
+def _parts(lines: int, lanes: int):
+    """Return the figure and its three parts, stacked: title and so many lines of findings, panels, legend."""
+    heights = [0.36 + 0.16 * lines, 3.2 + 0.5 * lanes, 0.42 if lanes <= 4 else 0.6]   # inches
     figure = style.new_figure(sum(heights))
     return figure, figure.subfigures(3, 1, height_ratios=heights)
 
 
 def _write(header, footer, runs: Comparison, sentences: str, epoch: int, level: float) -> None:
     header.text(0.01, 0.97, TITLE, va="top", fontsize=12, fontweight="bold")
-    header.text(0.01, 0.02, sentences, va="bottom", fontsize=7.5, linespacing=1.3)
-    bands = f"bands: {100 * level:g} % t intervals over seeds"
-    spread = bands if runs.num_seeds > 1 else "one seed: no interval over seeds"
+    header.text(0.01, 0.02, sentences, va="bottom", fontsize=style.SMALL, linespacing=1.3)
+    bars = f"intervals: {100 * level:g} % t over seeds"
+    spread = bars if runs.num_seeds > 1 else "no interval over seeds"
     style.shared_legend(footer, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
                         f"{style.describe(runs)}; spectra at epoch {epoch}; {spread}", place="lower")
 
@@ -164,9 +171,13 @@ def _ridge(pool: Sequence[Curvature], scale: Scale) -> tuple[np.ndarray, np.ndar
 def _mark_lambda_min(ax: Axes, pool: Sequence[Curvature], base: float, color: str):
     sure = all(record.eigenpairs.verified[:1].all() for record in pool)
     marker, = ax.plot([summary.pooled(pool, "lambda_min").value], [base], marker="^", markersize=5, color=color,
-                      zorder=4,
-                      markerfacecolor=color if sure else "white", linestyle="", clip_on=False)
+                      markerfacecolor=color if sure else "white", linestyle="", clip_on=False, zorder=4)
     return marker
+
+
+def _bends_down(record: Curvature) -> bool:
+    pairs = record.eigenpairs
+    return bool(pairs.values.size and pairs.values[0] < 0 and pairs.verified[0])
 
 
 def _range(values: Mapping[str, float], form: str = "", unit: str = "") -> str:
@@ -175,4 +186,4 @@ def _range(values: Mapping[str, float], form: str = "", unit: str = "") -> str:
         return f"{number}{unit} ({style.look(opt).name})"
 
     low, high = min(values, key=values.get), max(values, key=values.get)
-    return text(low) if low == high else f"from {text(low)} to {text(high)}"
+    return text(low) if low == high else f"{text(low)} to {text(high)}"

@@ -56,21 +56,21 @@ def plot_over_epochs(ax: Axes, table: pd.DataFrame, *, color: str = "black", mar
                     zorder=3,
                     markerfacecolor=color if filled else "white", markeredgewidth=0.9)
     band = ax.fill_between(table["epoch"], table["low"], table["high"], color=color, alpha=0.16, linewidth=0, zorder=2)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
     return {"line": line, "band": band}
 
 
 def draw_extreme_ratio(runs: Comparison, options: Options) -> Figure:
     """Draw |lambda_min| / |lambda_max| over epochs: one panel an optimizer, one line a class group."""
     figure, axes, table = _draw_quantity(runs, options, "extreme_ratio")
-    axes[0].set_ylim(0, max(1.05, 1.1 * table["value"].max()))
+    axes[0].set_ylim(0, _top(table))
     return figure
 
 
 def draw_negative_mass(runs: Comparison, options: Options) -> Figure:
     """Draw the fraction of eigenvalues below -threshold over epochs: one panel an optimizer, one line a class group."""
     figure, axes, table = _draw_quantity(runs, options, "negative_mass")
-    axes[0].set_ylim(0, min(1.0, 1.25 * np.nanmax(table[["value", "high"]])))
+    axes[0].set_ylim(0, min(1.0, _top(table)))
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     return figure
 
@@ -84,9 +84,15 @@ def draw_lambda_min(runs: Comparison, options: Options) -> Figure:
 
 def set_lambda_min_limits(ax: Axes, table: pd.DataFrame) -> None:
     """Show every mean and, where they stay within a factor of its depth, the bands; zero is always in view."""
-    deepest, lowest = min(0.0, table["value"].min()), np.nanmin(table[["value", "low"]])
+    deepest, lowest = min(0.0, table["value"].min()), np.nanmin(table.filter(["value", "low"]))
     bottom = max(1.05 * lowest, 1.6 * deepest) if deepest < 0 else 0.0
     ax.set_ylim(bottom, max(0.0, 1.1 * table["value"].max()) + 0.03 * abs(bottom))
+
+
+def _top(table: pd.DataFrame) -> float:
+    """Return the upper end of an axis from zero that shows every mean and, up to a factor, the bands."""
+    highest = table["value"].max()
+    return float(min(1.05 * np.nanmax(table[["value", "high"]]), 1.6 * highest)) if highest > 0 else 1.0
 
 
 def _draw_quantity(runs: Comparison, options: Options, quantity: str):

@@ -118,7 +118,7 @@ def describe(runs: Comparison, seeds: bool = True) -> str:
     config, number = runs.config, runs.num_seeds
     factor = config.get("imb_factor")
     parts = [str(config.get("dataset")), f"imbalance {factor:g}" if factor else "",
-             f"tail: fewer than {config['eta']} training images a class" if config.get("eta") else "",
+             f"tail: fewer than {config['eta']:g} training images a class" if config.get("eta") else "",
              (f"{number} seeds" if number > 1 else "one seed") if seeds else ""]
     return ", ".join(part for part in parts if part)
 

@@ -1,7 +1,7 @@
 """Loss surfaces around a checkpoint: contours, three-dimensional views, and slices with their quadratic prediction.
 
 Every group is drawn on the same directions, and every optimizer of a row on the same color scale, so that shapes can be
-compared. Colors follow the logarithm of the loss where it spans more than a factor of 30. Places where the loss is not
+compared. Colors follow the logarithm of the loss where it spans more than a factor of 10. Places where the loss is not
 finite are left blank. A slice along a unit eigenvector of a group's Hessian is drawn with the parabola that the
 eigenvalue predicts for that group, L(0) + lambda alpha^2 |d|^2 / 2. Surfaces are those of each optimizer's lowest seed:
 random directions have no mean over seeds. Source of the views: Li et al. 2018.
@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from checkpoints.comparison import Comparison, check_same_view
 from checkpoints.errors import RecordError
@@ -25,7 +26,7 @@ from figures.saddle import group_handles
 
 CMAP = "cividis"         # even steps of lightness, also for color-blind readers
 LEVELS = 14
-LOG_FACTOR = 30.0        # a span of losses beyond which colors are logarithmic
+LOG_FACTOR = 10.0        # a span of losses beyond which colors are logarithmic
 
 
 def plot_surface(ax: Axes, surface: Surface, group: str, *, norm: Normalize | None = None) -> dict:
@@ -117,9 +118,10 @@ def draw_surface(runs: Comparison, options: Options) -> Figure:
     axes = style.grid(figure, len(groups), len(planes), sharex=True, sharey=True)
     for row, group in zip(axes, groups):
         norm = common_norm([plane_of(plane, group) for plane in planes.values()])
-        drawn = [plot_surface(ax, plane, group, norm=norm)["filled"] for ax, plane in zip(row, planes.values())]
+        for ax, plane in zip(row, planes.values()):
+            plot_surface(ax, plane, group, norm=norm)
         _dress_planes(row, next(iter(planes.values())))
-        _add_colorbar(figure, drawn[0], list(row), norm)
+        _add_colorbar(figure, list(row), norm)
         style.name_row(row[0], style.group_name(group))
     _title_columns(axes[0], planes)
     figure.supxlabel(rf"$\alpha$ [{next(iter(planes.values())).coordinate_units}]", fontsize=8)
@@ -135,10 +137,10 @@ def draw_surface_3d(runs: Comparison, options: Options) -> Figure:
     axes = style.grid(figure, len(groups), len(planes), subplot_kw={"projection": "3d"})
     for row, group in zip(axes, groups):
         norm = common_norm([plane_of(plane, group) for plane in planes.values()])
-        drawn = [plot_surface_3d(ax, plane, group, norm=norm)["sheet"] for ax, plane in zip(row, planes.values())]
-        for ax in row:
+        for ax, plane in zip(row, planes.values()):
+            plot_surface_3d(ax, plane, group, norm=norm)
             _dress_3d(ax, norm)
-        _add_colorbar(figure, drawn[0], list(row), norm)
+        _add_colorbar(figure, list(row), norm)
         row[0].text2D(-0.04, 0.5, style.group_name(group), transform=row[0].transAxes, rotation=90, ha="right",
                       va="center",
                       fontsize=9, fontweight="bold")
@@ -213,9 +215,11 @@ def _title_columns(axes: Sequence[Axes], opts: Iterable[str]) -> None:
         ax.set_title(look.name, loc="left", color=look.color, fontweight="bold", fontsize=9)
 
 
-def _add_colorbar(figure: Figure, mappable, axes: list, norm: Normalize) -> None:
-    ticks = None if isinstance(norm, LogNorm) else MaxNLocator(5)
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, aspect=16, pad=0.02, ticks=ticks)
+def _add_colorbar(figure: Figure, axes: list, norm: Normalize) -> None:
+    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else MaxNLocator(5)
+    bar = figure.colorbar(ScalarMappable(norm, CMAP), ax=axes, shrink=0.85, aspect=16, pad=0.02, ticks=ticks,
+                          format="%g")
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("loss [nats]")
     bar.outline.set_visible(False)
 
@@ -234,9 +238,9 @@ def _dress_3d(ax, norm: Normalize) -> None:
 def _note(runs: Comparison, surfaces: dict[str, Surface], directions: bool = True) -> str:
     surface = next(iter(surfaces.values()))
     names = [direction_label(name) for name in surface.direction_names]
-    along = f"both {names[0]}" if len(set(names)) == 1 else " and ".join(names)
+    along = f"two {names[0]} directions" if len(set(names)) == 1 else " and ".join(names)
     text = f"{style.describe(runs, seeds=False)}, epoch {surface.epoch}, lowest seed of each optimizer"
-    return f"{text}; directions: {along}" if directions else text
+    return f"{text}; along {along}" if directions else text
 
 
 def _index(surface: Surface, group: str) -> int:

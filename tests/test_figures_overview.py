@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from fabricated_runs import fake_run, fake_runs
+from fabricated_runs import fake_pairs, fake_run, fake_runs
 
 from analysis import summary
 from checkpoints.comparison import compare
@@ -23,14 +25,22 @@ def test_findings_are_the_records_extremes(runs):
     sentence = overview.findings(pools, table)
     depths = {opt: summary.number_text(summary.pooled(pool, "lambda_min").value) for opt, pool in pools["tail"].items()}
     low, high = (f"{100 * table.loc[opt, 'tail']:.1f} %" for opt in ("sgd", "ssesam"))
-    assert sentence == (rf"Tail: $\lambda_{{\min}}$ from {depths['sgd']} (SGD) to {depths['ssesam']} (SSE-SAM), "
-                        f"test accuracy from {low} (SGD) to {high} (SSE-SAM).")
+    assert sentence == (rf"Tail: 4 of 4 runs verified to bend down, $\lambda_{{\min}}$ {depths['sgd']} (SGD) to "
+                        f"{depths['ssesam']} (SSE-SAM); test accuracy {low} (SGD) to {high} (SSE-SAM).")
+
+
+def test_only_verified_negative_curvature_counts(runs):
+    pool = runs.curvatures("sgd", 60, "tail")
+    doubtful = replace(pool[0], eigenpairs=fake_pairs(pool[0].eigenpairs.values, verified=False))
+    convex = replace(pool[0], eigenpairs=fake_pairs(np.array([0.1, 0.2, 3.0, 4.0])))
+    table = summary.accuracy_table(runs, groups=("tail",))
+    assert "1 of 3 runs verified" in overview.findings({"tail": {"sgd": [pool[0], doubtful, convex]}}, table)
 
 
 def test_one_optimizer_has_no_range():
     runs = compare([fake_run("sam", epochs=(60,), probes=1, steps=6)])
     sentence = overview.findings(pools_of(runs, "head"), summary.accuracy_table(runs, groups=("head",)))
-    assert "from" not in sentence and sentence.count("(SAM)") == 2
+    assert " to SAM" not in sentence and sentence.count("(SAM)") == 2
 
 
 def test_ridges_stand_in_their_lanes_and_mark_lambda_min(runs):
