@@ -3,8 +3,9 @@
 The density of a stored Gauss rule is smoothed here, at drawing time. Two styles:
 
 relative   the axis is linear up to s = 1e-3 max|lambda| and logarithmic beyond, u = arcsinh(lambda / s); the Gaussian
-           has standard deviation 0.25 on that axis (a decade is 2.3), and density is per unit of u. Scaling the loss
-           only relabels the axis. s is shared by all panels. The floor is a tenth of a single eigenvalue's peak.
+           has standard deviation 0.25 on that axis (a decade is 2.3), more where Lanczos resolves less, and density is
+           per unit of u. Scaling the loss only relabels the axis. s is shared by all panels. The floor is a tenth of
+           a single eigenvalue's peak.
 published  symlog with linear threshold 1, Gaussian on the eigenvalue axis with sigma^2 = 1e-5 max(1, lambda_max -
            lambda_min), floor 1e-7 (PyHessian; Rangwani et al. 2022, released code). Not scale-free.
 
@@ -65,7 +66,7 @@ def common_scale(spectra: Sequence[Spectrum], name: str = "relative", marks: Seq
     low = min([*marks, *(np.nanmin(spectrum.nodes) for spectrum in spectra)])
     high = max([*marks, *(np.nanmax(spectrum.nodes) for spectrum in spectra)])
     ends = np.arcsinh(np.array([min(low, -linear), max(high, linear)]) / linear)
-    low, high = linear * np.sinh(ends + np.array([-1, 1]) * 0.05 * (ends[1] - ends[0]))
+    low, high = linear * np.sinh(ends + np.array([-1, 1]) * 0.1 * (ends[1] - ends[0]))
     return Scale(name, linear, floor, float(low), float(high))
 
 

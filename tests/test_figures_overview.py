@@ -50,7 +50,7 @@ def test_ridges_stand_in_their_lanes_and_mark_lambda_min(runs):
     artists = overview.plot_ridges(ax, pools, scale)
     for base, opt in ((1, "sgd"), (0, "ssesam")):
         heights = artists[opt]["line"].get_ydata()
-        assert heights.min() == base and base + 0.3 < heights.max() < base + 1
+        assert heights.min() >= base and base + 0.3 < heights.max() < base + 1
         assert artists[opt]["lambda_min"].get_xdata()[0] == pytest.approx(
             np.mean([record.eigenpairs.values[0] for record in pools[opt]]))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["SGD", "SSE-SAM"]
