@@ -116,7 +116,8 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     started = time.perf_counter()
     batches, available = group_batches(subject, group, settings)
     model = subject.model.to(torch.float64 if settings.dtype == "float64" else torch.float32)
-    operator = HessianOperator(model, _loss(subject, settings), batches, traces=subject.traces)
+    traces = subject.traces.setdefault((settings.loss, settings.dtype), {})     # a trace holds the loss and its constants
+    operator = HessianOperator(model, _loss(subject, settings), batches, traces=traces)
     record = _measure(subject, operator, epoch, group, settings, inputs, available, started, progress, verify)
     subject.store.write(record)
     _journal(subject.store, inputs, epoch, group).clear()

@@ -7,7 +7,8 @@ function of *all* its tensors, functionalised (no operation writes into a tensor
     primal(theta, tensors) -> residuals        evaluated once for a microbatch, if memory allows
     tangent(v, residuals)  -> Hv               linear in v, evaluated for every product
 
-Nothing is folded into either graph, so one trace serves every microbatch of the same shapes.
+No input is folded into either graph, so one trace serves every microbatch of the same shapes. Constants of the code, the
+margins of a loss for one, stay as they are: nothing can overwrite them, since a graph that writes is refused.
 """
 
 import operator
@@ -44,12 +45,12 @@ class Split:
 def trace_split(product: Callable[..., Tensor], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
     """Trace product(theta, v, *tensors), linear in v, and split it. Raises TracingError with the reason."""
     try:
-        graph = make_fx(functionalize(product))(theta, v, *tensors).graph
+        traced = make_fx(functionalize(product))(theta, v, *tensors)
     except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
         raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
-    simplify(graph)
-    _refuse_impure(graph)
-    return _split(graph)
+    simplify(traced.graph)
+    _refuse_impure(traced.graph)
+    return _split(traced)
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -117,8 +118,6 @@ def _merge_repeated(graph: fx.Graph) -> None:
 
 def _refuse_impure(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.op == "get_attr":
-            raise TracingError(f"a tensor made inside the forward ({node.target}) was folded into the trace")
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
             raise TracingError(f"{node.target} writes into a tensor")
@@ -126,13 +125,14 @@ def _refuse_impure(graph: fx.Graph) -> None:
             raise TracingError(f"{node.target} draws random numbers")
 
 
-def _split(graph: fx.Graph) -> Split:
+def _split(traced: fx.GraphModule) -> Split:
+    graph = traced.graph
     theta, v, *tensors = (node for node in graph.nodes if node.op == "placeholder")
     dependent = _dependent_on(graph, v)
     primal, tangent = fx.Graph(), fx.Graph()
     inside = {node: primal.placeholder(f"x{i}") for i, node in enumerate([theta, *tensors])}
     for node in graph.nodes:
-        if node not in dependent and node.op == "call_function":
+        if node not in dependent and node.op in ("call_function", "get_attr"):
             inside[node] = primal.node_copy(node, inside.__getitem__)
     boundary = [node for node in inside if any(user in dependent for user in node.users)]
     primal.output([inside[node] for node in boundary])
@@ -144,7 +144,7 @@ def _split(graph: fx.Graph) -> Split:
     tangent.output(fx.node.map_arg(result, outside.__getitem__))
     for part in (primal, tangent):
         part.eliminate_dead_code()
-    return Split(fx.GraphModule(torch.nn.Module(), primal), fx.GraphModule(torch.nn.Module(), tangent))
+    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent))
 
 
 def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     plans = [(store, chosen_epochs(store, args.epoch)) for store in stores]
     shown, traces = [], {}
     for store, epochs in plans:
-        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
+        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces.setdefault(store.config.get("arch"), {}))
         groups = _groups(subject, args.group)
         each = settings.num_matvecs * settings.num_probes + settings.max_matvecs + settings.trace_probes
         say(args, f"{store.path}: {', '.join(groups)} at epoch {', '.join(map(str, epochs))}; "
@@ -165,7 +165,7 @@ def _forecast(subject, epoch: int, groups: list[str], settings, products: int) -
     seconds = held = 0.0
     for group in groups:
         operator = HessianOperator(subject.model, build_loss("CE", subject.data.counts),
-                                   group_batches(subject, group, settings)[0], traces=subject.traces)
+                                   group_batches(subject, group, settings)[0])
         block = torch.ones(settings.num_probes, operator.size, dtype=operator.dtype, device=operator.device)
         operator.matmat(block)
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from analysis import products
 from analysis.operators import HessianOperator, MatrixOperator
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
+from landscape.losses import build_loss
 
 X, Y = images()
 
@@ -34,6 +35,21 @@ def test_engines_agree(engine):
     model = make(InPlaceResidual)
     operator = HessianOperator(model, losses, [(X, Y)], engine=engine)
     assert relative(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
+
+
+def test_a_loss_with_constants_is_linearized_too():
+    model, loss = make(InPlaceResidual), build_loss("LA", [50, 20, 5])
+    v = torch.randn(123, dtype=torch.float64)
+    operator = HessianOperator(model, loss, [(X, Y)])
+    assert operator.engine == "linearized"
+    assert relative(operator @ v, HessianOperator(model, loss, [(X, Y)], engine="reverse") @ v) < 1e-13
+
+
+def test_a_trace_shared_with_another_loss_is_found_out():
+    model, traces = make(InPlaceResidual), {}
+    HessianOperator(model, losses, [(X, Y)], traces=traces)
+    other = HessianOperator(model, build_loss("LA", [50, 20, 5]), [(X, Y)], traces=traces)
+    assert other.engine != "linearized" and "differs from reverse" in other.reasons["linearized"]
 
 
 def test_finite_differences_are_near_and_only_taken_when_named():
