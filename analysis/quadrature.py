@@ -17,6 +17,8 @@ from scipy.stats import t as student_t
 
 from checkpoints.records import Estimate, Spectrum
 
+WIDEST = 2.0    # bandwidths: wider, and the density would spread visibly beyond the extreme eigenvalues
+
 
 def tridiagonal_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the Gauss nodes and weights (R, m) of tridiagonals given by diagonals (R, m) and off-diagonals (R, m).
@@ -64,8 +66,8 @@ def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float
     With `scale` None the Gaussian lives on the eigenvalue axis: phi(x) = sum_j w_j N(x; theta_j, bandwidth^2), per unit
     of lambda. With `scale` s it lives on u = arcsinh(lambda / s), the axis of a symlog plot, and phi is per unit of u:
     structure near zero is then not smeared by a bandwidth chosen for the largest eigenvalue. There an inner node's
-    Gaussian is at least as wide as half the distance of its neighbors: Lanczos resolves no more, and an empty stretch
-    between two nodes would be no gap of the spectrum.
+    Gaussian widens toward its neighbors, to WIDEST bandwidths at most: Lanczos resolves no more, and an empty stretch between
+    two nodes need not be a gap of the spectrum.
     """
     def axis(values):
         return values if scale is None else np.arcsinh(values / scale)
@@ -73,7 +75,7 @@ def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float
     widths = np.full(spectrum.nodes.shape, bandwidth)
     if scale is not None:
         reach = (axis(spectrum.nodes)[:, 2:] - axis(spectrum.nodes)[:, :-2]) / 4
-        widths[:, 1:-1] = np.fmax(bandwidth, reach)
+        widths[:, 1:-1] = np.clip(np.nan_to_num(reach), bandwidth, WIDEST * bandwidth)
     nodes = np.nan_to_num(axis(spectrum.nodes))      # a NaN node carries zero weight
     offsets = (axis(grid)[None, None, :] - nodes[:, :, None]) / widths[:, :, None]
     kernels = np.exp(-0.5 * offsets ** 2) / (widths[:, :, None] * np.sqrt(2 * np.pi))

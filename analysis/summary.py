@@ -49,11 +49,17 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
 def pooled(records: Sequence[Curvature], quantity: str, level: float = 0.95) -> Estimate:
     """Return one quantity of CURVATURES over seeds; for a single record the interval that the record itself brings.
 
-    The kind of the estimate says which of the two it is.
+    The kind of the estimate says which of the two it is. Negative mass keeps its quadrature bracket over seeds, since all runs
+    share the same number of Lanczos steps and err alike: from the lower t limit of the runs' own lower limits to the upper
+    t limit of their upper ones.
     """
     values = [CURVATURES[quantity](record) for record in records]
     if len(records) == 1 and quantity in _OWN:
         return _OWN[quantity](records[0])
+    if quantity == "negative_mass" and len(records) > 1:
+        own = [record.negative_mass for record in records]
+        low, high = (over_seeds([getattr(e, side) for e in own], level) for side in ("low", "high"))
+        return Estimate(float(np.mean(values)), max(low.low, 0.0), min(high.high, 1.0), level, "quadrature+probes+seeds")
     return over_seeds(values, level)
 
 

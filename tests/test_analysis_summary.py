@@ -63,6 +63,15 @@ def test_negative_mass_of_a_table_is_below_one_threshold(runs):
     assert table.loc[("tail", "sgd"), "negative_mass"] == pytest.approx(expected)
 
 
+def test_negative_mass_over_seeds_keeps_the_quadrature_uncertainty_that_all_runs_share(runs):
+    records = runs.curvatures("sgd", 60, "tail")
+    pooled = summary.pooled(records, "negative_mass")
+    narrow = summary.over_seeds([record.negative_mass.value for record in records])
+    assert pooled.kind == "quadrature+probes+seeds" and pooled.value == narrow.value
+    assert pooled.low <= min(np.mean([r.negative_mass.low for r in records]), narrow.value)
+    assert 1 >= pooled.high >= np.mean([r.negative_mass.high for r in records]) and pooled.low >= 0
+
+
 def test_a_record_without_eigenpairs_has_no_extremes():
     from dataclasses import replace
     record = fake_run(**FEW).kept[0]
