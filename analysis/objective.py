@@ -109,8 +109,8 @@ class Objective:
         if losses.ndim == 0:        # a mean over the batch, see `refuse_sum`: each sample stands for it
             return losses.expand(batch.weights.shape)
         if losses.shape != batch.weights.shape:
-            raise InputError(f"the loss has shape {tuple(losses.shape)}: expected one value a sample, {tuple(batch.weights.shape)}; "
-                             "pass a loss with reduction='none'")
+            raise InputError(f"the loss has shape {tuple(losses.shape)}: expected one value a sample, "
+                             f"{tuple(batch.weights.shape)}; pass a loss with reduction='none'")
         return losses
 
     def is_scalar(self, theta: Tensor, batch: Batch) -> bool:
@@ -142,10 +142,11 @@ def refuse_coupled(objective: Objective, theta: Tensor, batch: Batch) -> None:
     half = len(batch) // 2
     with torch.no_grad():
         whole = objective.sample_losses(theta, batch)
-        halves = torch.cat([objective.sample_losses(theta, batch.piece(part)) for part in (slice(None, half), slice(half, None))])
+        parts = (batch.piece(slice(None, half)), batch.piece(slice(half, None)))
+        halves = torch.cat([objective.sample_losses(theta, part) for part in parts])
     if not torch.allclose(whole, halves, rtol=1e4 * torch.finfo(theta.dtype).eps, atol=1e3 * torch.finfo(theta.dtype).eps):
-        raise InputError("a sample's loss changes with the other samples of its batch, so the Hessian would depend on the batch size: "
-                         "normalize with running statistics, and branch on single samples only")
+        raise InputError("a sample's loss changes with the other samples of its batch, so the Hessian would depend on the "
+                         "batch size: normalize with running statistics, and branch on single samples only")
 
 
 def refuse_sum(objective: Objective, theta: Tensor, batch: Batch) -> None:
@@ -156,8 +157,9 @@ def refuse_sum(objective: Objective, theta: Tensor, batch: Batch) -> None:
                               (batch, batch.piece(slice(None, half)), batch.piece(slice(half, None))))
     mean = (half * left + (len(batch) - half) * right) / len(batch)
     if not torch.isclose(whole, mean, rtol=1e3 * torch.finfo(theta.dtype).eps, atol=0):
-        raise InputError(f"the loss of a batch is {float(whole):.6g}, the mean over its two halves {float(mean):.6g}: expected a mean "
-                         "over samples; class weights and ignore_index make another quantity, pass a loss with reduction='none'")
+        raise InputError(f"the loss of a batch is {float(whole):.6g}, the mean over its two halves {float(mean):.6g}: "
+                         "expected a mean over samples; class weights and ignore_index make another quantity, pass a loss "
+                         "with reduction='none'")
 
 
 class _Losses(nn.Module):

@@ -248,8 +248,8 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     for name, module in twin.named_modules():
         if isinstance(module, _BatchNorm) and not module.track_running_stats:
-            raise InputError(f"BatchNorm {name!r} has no running statistics, so a product would depend on the split into batches: "
-                             "build it with track_running_stats=True")
+            raise InputError(f"BatchNorm {name!r} has no running statistics, so a product would depend on the split into "
+                             "batches: build it with track_running_stats=True")
     return twin
 
 

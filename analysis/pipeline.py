@@ -42,9 +42,8 @@ from landscape.errors import InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
 from landscape.losses import build_loss
-from landscape.models import build_model
 from landscape.snapshot import load_arrays
-from landscape.training import choose_device, training_data
+from landscape.training import build_network, choose_device, training_data
 
 Batches = list[tuple[Tensor, Tensor]]
 Counter = Callable[[int], None]
@@ -93,13 +92,6 @@ class Subject:
     def test_metrics(self) -> dict[str, float]:
         """Accuracy and loss of every group and class on the test images, at the weights now loaded."""
         return evaluate(self.model, self.data, self.groups.with_classes(), flip=False)
-
-
-def build_network(config: TrainConfig, data: LongTailData) -> nn.Module:
-    """Build the network of a configuration; its weights are then replaced by a checkpoint's."""
-    from landscape.losses import needs_cosine_head
-    cosine = needs_cosine_head(config.loss, **config.loss_options)
-    return build_model(config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine, generator_seed=config.seed)
 
 
 def compute_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, *,

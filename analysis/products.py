@@ -25,7 +25,8 @@ from landscape.parameters import flatten, split_like
 
 Product = Callable[[Tensor], Tensor]            # rows (k, d) -> rows (k, d)
 Prepare = Callable[[Batch], tuple[Product, int]]    # a batch -> its product, and the bytes that it keeps
-VMAP_SIZE = 100_000     # below so many parameters a product is bound by dispatch, and a block of vectors costs little more than one
+# Below so many parameters a product is bound by dispatch, and a block of vectors costs little more than one.
+VMAP_SIZE = 100_000
 
 
 class EngineError(RuntimeError):

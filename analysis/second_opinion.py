@@ -18,7 +18,8 @@ def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
     from pyhessian import hessian
     twin = copy.deepcopy(model).eval().float()
     with torch.random.fork_rng(devices=[0] if batch[0].is_cuda else []), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")    # it is how PyHessian works; undone below
+        # It is how PyHessian works, and undone below.
+        warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
         torch.manual_seed(seed)
         engine = hessian(twin, lambda logits, targets: loss(logits, targets).mean(), data=(batch[0].float(), batch[1]),
                          cuda=batch[0].is_cuda)

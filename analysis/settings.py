@@ -57,7 +57,8 @@ class SurfaceSettings:
         _not_negative(self, "seed")
         _among(self, directions=DIRECTIONS, split=SPLITS, dtype=DTYPES, dims=(1, 2))
         if self.points < 3 or self.points % 2 == 0:
-            raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the checkpoint is on the grid")
+            raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the "
+                             "checkpoint is on the grid")
         if not (isfinite(self.span) and self.span > 0):
             raise InputError(f"span={self.span} is out of range: expected a number > 0, in units of the direction")
 

@@ -11,7 +11,6 @@ No input is folded into either graph, so one trace serves every microbatch of th
 margins of a loss for one, stay as they are: nothing can overwrite them, since a graph that writes is refused.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -33,7 +33,7 @@ from landscape.optimizers import Closure, GroupSAM, build_optimizer
 from landscape.schedules import learning_rate
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
 
-__all__ = ["Recorder", "TrainConfig", "TrainResult", "choose_device", "train", "training_data"]
+__all__ = ["Recorder", "TrainConfig", "TrainResult", "build_network", "choose_device", "train", "training_data"]
 
 
 class Recorder(Protocol):
@@ -96,6 +96,14 @@ def training_data(config: TrainConfig, data_dir: str | Path | None = None, progr
                      data_dir=data_dir, progress=progress)
 
 
+def build_network(config: TrainConfig, data: LongTailData) -> nn.Module:
+    """Build the network of a resolved configuration, with its initial weights."""
+    cosine = needs_cosine_head(config.loss, **config.loss_options)
+    return build_model(
+        config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine, generator_seed=config.seed
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; "auto" is a GPU where there is one. A device that is not here is an error."""
     if name == "auto":
@@ -116,7 +124,7 @@ class _Run:
     def __init__(self, config: TrainConfig, data: LongTailData, model: nn.Module | None):
         self.config, self.device, self.dtype = config, choose_device(config.device), getattr(torch, config.dtype)
         self.data = data.to(self.device)
-        self.model = (_fresh_model(config, data) if model is None else model).to(self.device, self.dtype)
+        self.model = (build_network(config, data) if model is None else model).to(self.device, self.dtype)
         _check_outputs(self.model, self.data, self.dtype)
         self.optimizer: GroupSAM = build_optimizer(config, self.model)
         self.loss = build_loss(config.loss, data.counts, **config.loss_options).to(self.device, self.dtype)
@@ -184,13 +192,6 @@ def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
         recorder.checkpoint(done, state_arrays(run.model))
     recorder.epoch(row)
     recorder.resume(snapshot(run.model, run.optimizer))
-
-
-def _fresh_model(config: TrainConfig, data: LongTailData) -> nn.Module:
-    cosine = needs_cosine_head(config.loss, **config.loss_options)
-    return build_model(
-        config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine, generator_seed=config.seed
-    )
 
 
 @torch.no_grad()

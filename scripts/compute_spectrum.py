@@ -43,7 +43,8 @@ def add_epoch_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     """Add where the data lie and where to compute."""
-    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR",
+                        help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     plans = [(store, chosen_epochs(store, args.epoch)) for store in stores]
     shown, traces = [], {}
     for store, epochs in plans:
-        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces.setdefault(store.config.get("arch"), {}))
+        known = traces.setdefault(store.config.get("arch"), {})
+        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=known)
         groups = _groups(subject, args.group)
         each = settings.num_matvecs * settings.num_probes + settings.max_matvecs + settings.trace_probes
         say(args, f"{store.path}: {', '.join(groups)} at epoch {', '.join(map(str, epochs))}; "
@@ -125,8 +127,8 @@ def _estimate(estimate: Estimate) -> dict:
 def _lines(row: dict) -> list[str]:
     """Write one spectrum as a few readable lines."""
     used = row["num_samples"] if row["num_samples"] == row["num_available"] else f"{row['num_samples']} of {row['num_available']}"
-    lines = [f"epoch {row['epoch']}, {row['group']} ({used} images): loss {row['loss']:.4g}, test accuracy {row['test_accuracy']:.1%}, "
-             f"|gradient| {row['gradient_norm']:.3g}, engine {row['engine']}"]
+    lines = [f"epoch {row['epoch']}, {row['group']} ({used} images): loss {row['loss']:.4g}, "
+             f"test accuracy {row['test_accuracy']:.1%}, |gradient| {row['gradient_norm']:.3g}, engine {row['engine']}"]
     for name in ("lambda_min", "lambda_max"):
         pair = row[name]
         words = ["converged" if pair["converged"] else "not converged"]
@@ -172,4 +174,5 @@ def _forecast(subject, epoch: int, groups: list[str], settings, products: int) -
         operator.matmat(block)
         seconds += (time.perf_counter() - started) / settings.num_probes * products
         held += operator.held_bytes + 4 * operator.size * settings.num_probes * (settings.num_matvecs + 1)
-    return f"forecast: at most {seconds / 60:.1f} minutes and {held / 2**30:.2f} GiB on {operator.device}, engine {operator.engine}"
+    return (f"forecast: at most {seconds / 60:.1f} minutes and {held / 2**30:.2f} GiB on {operator.device}, "
+            f"engine {operator.engine}")

@@ -14,10 +14,12 @@ HELP = "evaluate every group's loss on a line or plane through the checkpoints o
 
 TEXTS = {
     "directions": "random: Gaussian, filter-normalised; eigen: the most negative and the largest eigenvector of --group",
-    "group": "whose eigenvectors; needs its stored spectrum", "dims": "1: a line, 2: a plane", "points": "along each direction, odd",
+    "group": "whose eigenvectors; needs its stored spectrum", "dims": "1: a line, 2: a plane",
+    "points": "along each direction, odd",
     "span": "from -span to span: filter norms for random directions, parameter units for eigenvectors",
     "max_samples": "images of head and of tail each; default: all", "batch_size": "images evaluated at once",
-    "split": "un-augmented training images, or test images", "dtype": "of the forward passes", "seed": "of directions and subsets"}
+    "split": "un-augmented training images, or test images", "dtype": "of the forward passes",
+    "seed": "of directions and subsets"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`landscape study NAME|FILE.toml`: train every method with every seed, compute spectra and surfaces, draw, and print the answer."""
+"""`landscape study NAME|FILE.toml`: train every method with every seed, compute spectra and surfaces, draw, print the answer."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study; default: runs/NAME")
     parser.add_argument("--print_config", action="store_true", help="print the study as TOML, to start one of your own, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: the study's, else one for each core")
-    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR",
+                        help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
     add_common_arguments(parser, dry_run=True)
 
 
@@ -79,8 +80,8 @@ def _workers(args: argparse.Namespace, study) -> int:
     if args.workers is not None and args.workers < 1:
         raise InputError(f"workers={args.workers} is out of range: expected at least 1")
     import torch
-    default = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return args.workers or study.workers or default
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return args.workers or study.workers or (1 if torch.cuda.is_available() else cores)
 
 
 def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
@@ -98,8 +99,8 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     with Progress(len(names), "figures", quiet=args.quiet or args.json, unit="figure") as bar:
         for name in names:
             try:
-                pictures += write(name, pooled, target, Options(groups=runs[0].groups), study.figures.get("format", ("png", "pdf")),
-                                  study.figures.get("dpi", 200))
+                pictures += write(name, pooled, target, Options(groups=runs[0].groups),
+                                  study.figures.get("format", ("png", "pdf")), study.figures.get("dpi", 200))
             except RecordError as reason:
                 say(args, f"not drawn: {name}: {reason}")
             bar.update()

@@ -128,8 +128,8 @@ class Study:
             raise InputError(f"workers={self.workers} is out of range: expected a number of processes, or 0 for one each core")
         optimizers = [run.config.opt for run in self.runs()[:len(self.methods)]]
         if len(set(optimizers)) < len(optimizers):
-            raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, so make "
-                             "them two studies")
+            raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, "
+                             "so make them two studies")
 
 
 def _surface(entry: dict[str, Any]) -> SurfaceSettings:

@@ -79,12 +79,12 @@ def fake_curvature(opt, group, epoch, rng, epochs=60, probes=3, steps=24) -> Cur
     return Curvature(
         epoch=epoch, group=group, num_samples=60 if few else 500, num_available=60 if few else 500,
         loss=2.3 * (1 - done) + 0.03 * done * rng.uniform(0.8, 1.2), accuracy=min(1.0, 0.1 + done),
-                     test_accuracy=float(test), gradient_norm=0.01,
+        test_accuracy=float(test), gradient_norm=0.01,
         spectrum=spectrum, eigenpairs=pairs, trace=t_interval((signs ** 2 * values).sum(1)),
         negative_mass=negative_mass(spectrum, mass_threshold), threshold=mass_threshold,
         extreme_ratio=Estimate(ratio, ratio * 0.999, ratio * 1.001, 1.0, "residual"), parameter_norms={"w": 1.0},
-        second_opinion={}, provenance={"inputs": {"data": "d1", "classes": {"head": [0], "tail": [9]},
-                                                 "settings": {"split": "train", "loss": "CE"}}})
+        second_opinion={}, provenance={
+            "inputs": {"data": "d1", "classes": {"head": [0], "tail": [9]}, "settings": {"split": "train", "loss": "CE"}}})
 
 
 def fake_pairs(values, verified=True) -> EigenPairs:

@@ -59,7 +59,8 @@ def test_a_space_exhausted_but_for_rounding_couples_to_nothing_more():
 
 
 def test_a_scaled_matrix_scales_the_tridiagonal_and_nothing_else():
-    spaces = [krylov(matrix(s * SPECTRA["outliers"]), num_matvecs=30, num_probes=2, generator=seeded()) for s in (1.0, 2.0 ** -40)]
+    spaces = [krylov(matrix(s * SPECTRA["outliers"]), num_matvecs=30, num_probes=2, generator=seeded())
+              for s in (1.0, 2.0 ** -40)]
     assert np.allclose(spaces[1].alphas * 2.0 ** 40, spaces[0].alphas, rtol=1e-9, atol=1e-9)
     assert torch.allclose(spaces[1].ritz.vectors.abs(), spaces[0].ritz.vectors.abs(), atol=1e-6)
 
@@ -93,8 +94,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits():
     assert torch.equal(whole.ritz.vectors, again.ritz.vectors)
 
 
-@pytest.mark.parametrize("change, word", [(dict(num_matvecs=0), "1 <= num_matvecs <= size=20"), (dict(num_matvecs=21), "num_matvecs=21"),
-                                          (dict(num_probes=0), "num_probes=0")])
+@pytest.mark.parametrize("change, word", [
+    (dict(num_matvecs=0), "1 <= num_matvecs <= size=20"), (dict(num_matvecs=21), "num_matvecs=21"),
+    (dict(num_probes=0), "num_probes=0")])
 def test_bad_numbers_are_named_with_their_range(change, word):
     with pytest.raises(InputError, match=word):
         krylov(matrix(SPECTRA["zero"]), **(dict(num_matvecs=5, num_probes=1, generator=seeded()) | change))

@@ -39,7 +39,8 @@ def test_the_reader_without_this_package_reads_a_stored_spectrum(tmp_path, monke
     estimate = Estimate(1.0, 0.5, 1.5, 0.95, "probes")
     three, yes = np.array([-2.0, 1.0, 4.0]), np.ones(3, bool)
     pairs = EigenPairs(three, three * 0, yes, three, three * 0, yes, np.zeros((0, 7)), 1e-3, 9, estimate)
-    store.write(Curvature(40, "tail", 5, 5, 0.25, 1.0, 0.5, 0.1, spectrum, pairs, estimate, estimate, 0.004, estimate, {}, {}, {}))
+    store.write(Curvature(40, "tail", 5, 5, 0.25, 1.0, 0.5, 0.1, spectrum, pairs, estimate, estimate, 0.004, estimate,
+                          {}, {}, {}))
     monkeypatch.chdir(tmp_path)
     block = blocks("python", "## Read a spectrum")[0]
     assert "import h5py" in block and "checkpoints" not in block.replace("runs/", "")
