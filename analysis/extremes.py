@@ -6,7 +6,7 @@ find repeated eigenvalues; where more pairs are wanted than there are probes, fr
 are tried until a run finds nothing beyond the last wanted pair.
 
 A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed. The probability of that
-is bounded by Kuczynski and Wozniakowski (1992), theorem 3.2: for m Lanczos steps from a uniform unit vector in d dimensions,
+is bounded by Kuczynski and Wozniakowski (1992): for m Lanczos steps from a uniform unit vector in d dimensions,
 
     P(lambda_min(T) - lambda_min > eps (lambda_max - lambda_min)) <= 1.648 sqrt(d) exp(-(2m - 1) sqrt(eps)).
 """
@@ -47,10 +47,10 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
         source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
     space = _Space.of(source.ritz, operator, progress)
     wanted = _Wanted(k, *ENDS[which])
-    if (missing := wanted.count - len(space.V)) > 0:    # the probes broke down early: few distinct eigenvalues
+    while (missing := wanted.count - len(space.V)) > 0:     # the probes broke down early: few distinct eigenvalues
         space.expand(random_unit(missing, operator, generator))
     _converge(space, wanted, tol, max_matvecs)
-    if k > len(source.alphas):
+    if k > min(len(source.alphas), source.num_ritz):        # not every wanted pair had a start vector of its own
         _confirm(space, wanted, tol, max_matvecs, generator)
     X, HX, values = space.exact(wanted)
     return _report(X, HX, values, operator, source, space.num_matvecs + source.num_matvecs, tol, verify)
@@ -202,7 +202,8 @@ def _second_opinion(X: Tensor, HX: Tensor, operator: LinearOperator) -> tuple[np
     norms = dots(X64, X64)
     difference = wide.matmat(X64) - HX.double()
     values = (dots(X64, HX.double()) + dots(X64, difference)) / norms
-    certain = values.abs() > 10 * dots(X64, difference).abs() / norms
+    rounding = 1e3 * torch.finfo(torch.float64).eps * values.abs().max()    # of the float64 product itself
+    certain = values.abs() > torch.maximum(10 * dots(X64, difference).abs() / norms, rounding)
     return values.cpu().numpy(), difference.norm(dim=1).cpu().numpy(), certain.cpu().numpy()
 
 
@@ -211,24 +212,22 @@ def _no_opinion(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estimate:
-    """Return how far below the smallest value found an eigenvalue may still lie, missed with probability 1 - level.
+    """Return how far below the smallest value found an eigenvalue may still lie, missed with probability 1 - level at most.
 
     The probes are independent, so that all miss with the product of their probabilities. The unknown spread lambda_max -
-    lambda_min enters through the bound itself: found spread / (1 - 2 eps). -inf where the steps bound nothing.
+    lambda_min enters through the same bound at both ends: found spread / (1 - 2 eps), half the probability for each.
+    -inf where the steps bound nothing. Rounding of the product is added.
     """
     probes, steps = source.alphas.shape
-    each = (1 - level) ** (1 / probes)
+    quotients = dots(source.ritz.vectors, source.ritz.products) / dots(source.ritz.vectors, source.ritz.vectors)
+    smallest = min(smallest, float(quotients.min()))
+    rounding = 100 * torch.finfo(source.operator.dtype).eps * float(quotients.abs().max())
+    each = ((1 - level) / 2) ** (1 / probes)
     eps = (np.log(1.648 * np.sqrt(source.operator.size) / each) / (2 * steps - 1)) ** 2
-    exhausted = bool((source.betas[:, -1] == 0).all()) or steps == source.operator.size
-    spread = _spread(source, smallest)
-    low = smallest if exhausted else smallest - eps * spread / (1 - 2 * eps) if eps < 0.5 else -np.inf
-    return Estimate(smallest, float(low), smallest, level, "probes")
-
-
-def _spread(source: Krylov, smallest: float) -> float:
-    products, vectors = source.ritz.products, source.ritz.vectors
-    quotients = dots(vectors, products) / dots(vectors, vectors)
-    return float(quotients.max()) - smallest
+    if (source.betas[:, -1] == 0).all() or steps == source.operator.size:       # nothing is left to explore
+        eps = 0.0
+    drop = eps * (float(quotients.max()) - smallest) / (1 - 2 * eps) if eps < 0.5 else np.inf
+    return Estimate(smallest, float(smallest - drop - rounding), smallest, level, "probes")
 
 
 def _orthonormalizer(G: Tensor, cutoff: float) -> Tensor:

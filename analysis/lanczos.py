@@ -55,6 +55,7 @@ class Krylov:
     ritz: Ritz                  # both ends of every probe
     orthogonality_loss: float   # max |QQ' - I|
     num_matvecs: int
+    num_ritz: int               # Ritz vectors kept at each end of each probe
 
 
 def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator,
@@ -80,8 +81,9 @@ def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, gener
             journal.append(arrays)
         if progress:
             progress(num_probes)
-    ritz = state.ends(min(num_ritz, max(1, num_matvecs // 2)))
-    return Krylov(operator, state.alphas, state.betas, ritz, state.orthogonality_loss(), num_probes * state.step)
+    kept = min(num_ritz, max(1, num_matvecs // 2))
+    return Krylov(operator, state.alphas, state.betas, state.ends(kept), state.orthogonality_loss(), num_probes * state.step,
+                  kept)
 
 
 def random_unit(count: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class Batch:
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
             raise InputError(f"a batch holds {kinds}: expected tensors only, in tuples, lists or dicts")
-        moved = tuple(x.to(device, dtype if x.is_floating_point() else None) for x in leaves)
+        moved = tuple(x.detach().to(device, dtype if x.is_floating_point() else x.dtype, copy=True) for x in leaves)
         size = len(leaves[0])
         return cls(moved, structure, torch.ones(size, device=device, dtype=dtype), size)
 
@@ -48,10 +48,19 @@ class Batch:
     def padded(self, size: int) -> "Batch":
         """Repeat the last sample, with weight 0, up to `size`, so that one traced function serves a ragged batch too."""
         missing = size - len(self)
-        if missing <= 0 or any(x.ndim == 0 or len(x) != len(self) for x in self.tensors):
+        if missing <= 0 or not self.is_cuttable:
             return self
         tensors = tuple(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in self.tensors)
         return replace(self, tensors=tensors, weights=torch.cat([self.weights, self.weights.new_zeros(missing)]))
+
+    @property
+    def is_cuttable(self) -> bool:
+        """Whether the first dimension of every tensor counts samples."""
+        return all(x.ndim > 0 and len(x) == len(self) for x in self.tensors)
+
+    def some(self, count: int) -> "Batch":
+        """Return the first samples, where the batch can be cut."""
+        return self.piece(slice(None, count)) if self.is_cuttable else self
 
     def piece(self, chosen: slice) -> "Batch":
         """Return some of the samples."""
@@ -137,7 +146,7 @@ def refuse_random(objective: Objective, theta: Tensor, batch: Batch) -> None:
 
 def refuse_coupled(objective: Objective, theta: Tensor, batch: Batch) -> None:
     """Refuse a loss in which samples see each other, since the Hessian would depend on the split into batches."""
-    if len(batch) < 2 or any(x.ndim == 0 or len(x) != len(batch) for x in batch.tensors):
+    if len(batch) < 2 or not batch.is_cuttable:
         return
     half = len(batch) // 2
     with torch.no_grad():
@@ -213,8 +222,7 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def reproducible_kernels() -> Iterator[None]:
     """Switch TF32 and non-deterministic cuDNN algorithms off for the length of a with block."""
-    flags = [(torch.backends.cuda.matmul, "allow_tf32", False), (torch.backends.cudnn, "allow_tf32", False),
-             (torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
+    flags = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False), *_full_precision()]
     before = [getattr(module, name) for module, name, _ in flags]
     try:
         for module, name, value in flags:
@@ -223,3 +231,11 @@ def reproducible_kernels() -> Iterator[None]:
     finally:
         for (module, name, _), value in zip(flags, before):
             setattr(module, name, value)
+
+
+def _full_precision() -> list[tuple[Any, str, Any]]:
+    """Return the switches of full float32 precision; torch refuses to mix its two generations of them."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision") and hasattr(cudnn, "conv"):
+        return [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv, cudnn.rnn)]
+    return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]

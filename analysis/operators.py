@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis import plan, products
 from analysis.objective import Batch, Objective, refuse_coupled, refuse_random, refuse_sum, reproducible_kernels
+from analysis.products import refuse_false_gradient
 from landscape.errors import InputError
 from landscape.parameters import flatten, trainable
 
@@ -93,7 +94,7 @@ class HessianOperator:
     forward   forward(model, batch) -> (B,) losses, for batches of another form; `loss` is then not called
     engine    "auto", or one of linearized, jvp, reverse, differences: see `analysis.products`
     memory    "auto", or bytes that kept microbatches may take; the others are computed anew for each product
-    traces    a dict that operators of one architecture share, so that each shape of batch is traced once
+    traces    a dict that operators of one architecture and loss, constants included, share: each shape of batch is traced once
 
     Raises InputError for dropout or BatchNorm that would not be deterministic, one-shot iterators, changing batches, losses
     that are not one value a sample, and networks that no engine serves; the text names the cause and the way out.
@@ -109,7 +110,8 @@ class HessianOperator:
         self._wanted, self._traces = engine, {} if traces is None else traces
         self.device, self.dtype = _common_kind(self._source())
         self._budget = plan.budget(memory, self.device)
-        self.batches = _read(batches, self.device, self.dtype)
+        with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
+            self.batches = _read(batches, self.device, self.dtype)
         self.num_samples = sum(batch.num_samples for batch in self.batches)
         self.num_matvecs = 0
         self.refresh(first=True)
@@ -121,8 +123,10 @@ class HessianOperator:
         self.size = self.theta.numel()
         self._objective = Objective(_frozen_copy(self._model), self._losses, self._names,
                                     tuple(p.shape for p in source.values()), _fixed(self._model, source))
-        with reproducible_kernels():
-            refuse_random(self._objective, self.theta, self.batches[0])
+        with reproducible_kernels(), _random_state_kept(self.device):
+            for batch in self.batches:
+                refuse_random(self._objective, self.theta, batch)
+            refuse_false_gradient(self._objective, self.theta, self.batches[0])
             if first:
                 self._prepare_batches()
             self.engine, self.reasons, prepare = self._choose_engine()
@@ -153,7 +157,7 @@ class HessianOperator:
 
     def loss(self) -> float:
         """Return L(theta), accumulated in float64."""
-        with torch.no_grad():
+        with torch.no_grad(), reproducible_kernels():
             return sum(float((self._objective.sample_losses(self.theta, b) * b.weights).double().sum())
                        for b in self.batches)
 
@@ -214,8 +218,9 @@ class HessianOperator:
         for name in (products.EXACT if self._wanted == "auto" else (self._wanted,)):
             try:
                 prepare = products.ENGINES[name](self._objective, self.theta, self._traces)
-                values = products.check(prepare(self.batches[0])[0], self.theta, products.tolerance(name, self.dtype))
-                products.confirm(name, values, self._objective, self.theta, self.batches[0])
+                for batch in {batch.shapes: batch for batch in reversed(self.batches)}.values():     # one of each shape
+                    values = products.check(prepare(batch)[0], self.theta, products.tolerance(name, self.dtype))
+                    products.confirm(name, values, self._objective, self.theta, batch)
                 return name, reasons, prepare
             except torch.OutOfMemoryError:
                 raise
@@ -233,6 +238,10 @@ def _choose(parameters: dict[str, nn.Parameter], names: Sequence[str] | None) ->
         raise InputError(f"params={list(names)} is out of range: {unknown or 'nothing'} is no trainable parameter; "
                          f"expected some of {', '.join(parameters)}")
     return {name: p for name, p in parameters.items() if name in set(names)}
+
+
+def _random_state_kept(device: torch.device):
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _common_kind(parameters: dict[str, nn.Parameter]) -> tuple[torch.device, torch.dtype]:

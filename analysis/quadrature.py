@@ -6,13 +6,16 @@ eigenvectors (Golub and Welsch 1969). For random q, E mu_q is the spectral densi
 figures need no torch: everything is derived from a stored `Spectrum`.
 
 Two uncertainties are kept apart. *Quadrature*: for one q, the Gauss-Radau rule with a node at x brackets mu_q(-inf, x)
-(Chebyshev, Markov, Stieltjes; Golub and Meurant 2010). *Probes*: Student's t across independent q; one probe gives NaN.
+(Chebyshev, Markov, Stieltjes; Golub and Meurant 2010). *Probes*: Student's t across independent q, or for a mass the law of
+a uniform vector's weight; one probe gives NaN.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal, solve_banded
+from scipy.optimize import brentq
+from scipy.stats import chi2
 from scipy.stats import t as student_t
 
 from checkpoints.records import Estimate, Spectrum
@@ -153,10 +156,30 @@ def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> flo
 def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
-    value is the mean middle of the probes' brackets. The interval joins both uncertainties: from the lower t limit of
-    the lower bounds to the upper t limit of the upper bounds, cut to [0, 1]. threshold >= 0, in units of lambda.
+    value is the mean middle of the probes' brackets. The interval joins both uncertainties: from the lower limit of the
+    mean lower bound to the upper limit of the mean upper bound. threshold >= 0, in units of lambda. NaN limits with one probe.
     """
     bounds = np.array([mass_bracket(a, b, -threshold) for a, b in zip(spectrum.alphas, spectrum.betas)])
-    half = t_half_width(bounds, level)
-    low, high = bounds.mean(axis=0) - half * [1, -1]
-    return Estimate(float(bounds.mean()), *(float(v) for v in np.clip([low, high], 0.0, 1.0)), level, "quadrature+probes")
+    low, high = np.clip(bounds.mean(axis=0), 0.0, 1.0)
+    value, freedom = float(np.clip(bounds.mean(), 0.0, 1.0)), len(bounds) * spectrum.size
+    if len(bounds) < 2:
+        return Estimate(value, np.nan, np.nan, level, "quadrature+probes")
+    return Estimate(value, _mass_limit(low, freedom, (1 + level) / 2), 1 - _mass_limit(1 - high, freedom, (1 + level) / 2), level,
+                    "quadrature+probes")
+
+
+def _mass_limit(mean: float, freedom: int, level: float) -> float:
+    """Return the smallest fraction p whose probes would show `mean` or more with probability 1 - level.
+
+    A uniform unit vector puts Beta(pd/2, (1-p)d/2) of its weight on a share p of d eigenvectors, whatever the eigenvalues.
+    The mean over R probes is p chi2(nu) / nu with nu = R d p / (1 - p), by its first two moments. Student's t would be too
+    narrow for the few negative directions that matter here, since their weight is skewed. freedom = R d.
+    """
+    def excess(p: float) -> float:
+        nu = freedom * p / (1 - p)
+        return chi2.cdf(nu * mean / p, nu) - level
+
+    lowest = 1e-3 / freedom
+    if mean <= lowest or excess(lowest) < 0:
+        return 0.0
+    return float(brentq(excess, lowest, min(mean, 1 - 1e-12))) if excess(min(mean, 1 - 1e-12)) < 0 else float(mean)

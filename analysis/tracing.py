@@ -140,6 +140,8 @@ def _split(traced: fx.GraphModule) -> Split:
         if node in dependent and node.op == "call_function":
             outside[node] = tangent.node_copy(node, outside.__getitem__)
     result = next(node for node in graph.nodes if node.op == "output").args[0]
+    if isinstance(result, fx.Node) and result not in outside:
+        raise TracingError("the product does not depend on v: the loss is linear in the parameters")
     tangent.output(fx.node.map_arg(result, outside.__getitem__))
     for part in (primal, tangent):
         part.eliminate_dead_code()

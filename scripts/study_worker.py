@@ -48,7 +48,7 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -
     data = training_data(run.config, data_dir, progress=False)
     config = run.config.resolved(data)
     store = train_run(config, data, folder / run.name, report)
-    traces = _traces.setdefault((config.arch, config.loss, config.dtype, data.num_classes), {})
+    traces = _traces.setdefault((config.arch, config.loss, repr(config.loss_options), tuple(data.counts), data.image_size), {})
     subject = Subject.open(store, data=data, device=config.device, traces=traces)
     for epoch in run.spectrum_epochs:
         for group in run.groups:

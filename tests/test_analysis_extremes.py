@@ -78,20 +78,41 @@ def test_negative_curvature_of_pure_rounding_is_not_verified():
 
 
 def test_the_bound_on_missed_eigenvalues_is_the_published_one():
-    operator = matrix(SPECTRA["spread"])
-    space = krylov(operator, num_matvecs=60, num_probes=2, generator=seeded())
-    bound = missed_below(space, -3.0)
+    space = krylov(matrix(SPECTRA["spread"]), num_matvecs=60, num_probes=2, generator=seeded())
     ends = space.ritz.products.mul(space.ritz.vectors).sum(1)
-    eps = (-3.0 - bound.low) / (float(ends.max()) - bound.low - eps_correction(bound, ends))
+    bound = missed_below(space, -100.0)             # below every Ritz value, so that this is where the search stands
+    drop, found = -100.0 - bound.low, float(ends.max()) + 100.0
+    eps = drop / (found + 2 * drop)                 # the spread is at most found / (1 - 2 eps), and drop = eps * spread
     each = 1.648 * np.sqrt(200) * np.exp(-(2 * 60 - 1) * np.sqrt(eps))
-    assert each ** 2 == pytest.approx(0.05, rel=1e-6)
+    assert each ** 2 == pytest.approx(0.025, rel=1e-6)      # two probes; half of 5 % for each end
 
 
-def eps_correction(bound, ends):
-    """The bound's spread is lambda_max - lambda_min <= (found spread) / (1 - 2 eps): solve for the spread it used."""
-    found, drop = float(ends.max()) + 3.0, -3.0 - bound.low
-    spread = found + 2 * drop           # s = f / (1 - 2 eps) with drop = eps s
-    return float(ends.max()) - bound.low - spread
+def test_the_bound_stands_on_the_smallest_value_seen_whichever_end_was_asked_for():
+    pairs = extreme_eigenpairs(matrix(np.linspace(-2, 3, 50)), 3, which="upper", generator=seeded())
+    assert pairs.values[0] > 2.5 and pairs.missed_below.low <= -2
+
+
+@pytest.mark.parametrize("k, num_probes, num_ritz", [(10, 12, 8), (6, 6, 2)])
+def test_pairs_are_found_where_fewer_start_vectors_were_kept(k, num_probes, num_ritz):
+    spectrum = np.sort(np.r_[-5.0 - np.arange(20), np.linspace(-0.3, 0.3, 160), 5.0 + np.arange(20)])
+    space = krylov(matrix(spectrum), num_matvecs=60, num_probes=num_probes, num_ritz=num_ritz, generator=seeded())
+    pairs = extreme_eigenpairs(space, k, which="lower", generator=seeded(1))
+    assert np.allclose(pairs.values, spectrum[:k], atol=1e-4)
+
+
+def test_a_whole_small_spectrum_is_found():
+    for seed in range(10):
+        space = krylov(MatrixOperator(torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))), num_matvecs=5, num_probes=5,
+                       num_ritz=2, generator=seeded(seed))
+        assert np.allclose(extreme_eigenpairs(space, 5, which="lower", generator=seeded(seed)).values, np.arange(1, 6))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_positive_semidefinite_matrix_has_no_verified_negative_curvature(seed):
+    B = torch.randn(30, 100, generator=seeded(seed), dtype=torch.float64)
+    A = B.T @ B
+    pairs = extreme_eigenpairs(MatrixOperator((A + A.T) / 2), 3, generator=seeded(seed))
+    assert not (pairs.verified & (pairs.values64 < 0)).any() and pairs.verified[-3:].all()
 
 
 def test_the_bound_holds_for_a_needle_that_lanczos_seldom_sees():

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from networks import (EXACT, AlwaysDropout, BranchOnBatch, Custom, InPlaceResidual, StopGradient, dense_hessian, images,
-                      losses, make)
+from networks import (EXACT, AlwaysDropout, BranchOnBatch, Custom, Detached, InPlaceResidual, StopGradient, dense_hessian,
+                      images, losses, make)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -65,7 +65,7 @@ def test_the_engines_that_failed_are_named_with_their_reason():
     assert "setup_context" in operator.reasons["jvp"]
 
 
-@pytest.mark.parametrize("kind, word", [(StopGradient, "not symmetric"), (AlwaysDropout, "random"),
+@pytest.mark.parametrize("kind, word", [(StopGradient, "gradient is not that of the loss"), (Detached, "gradient is not that of the loss"), (AlwaysDropout, "random"),
                                         (BranchOnBatch, "other samples")])
 def test_a_network_without_a_hessian_is_refused_in_one_line(kind, word):
     with pytest.raises(InputError, match=word) as refusal:
@@ -213,6 +213,51 @@ def test_a_mean_loss_is_accepted_and_a_weighted_one_refused():
     weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     with pytest.raises(InputError, match="reduction='none'"):
         HessianOperator(model, lambda z, t: nn.functional.cross_entropy(z, t, weight=weights), [(X, Y)])
+
+
+def test_a_loss_without_curvature_has_a_zero_hessian():
+    operator = HessianOperator(nn.Linear(16, 1).double(), lambda z, t: (1 - z[:, 0]).clamp_min(0), [(X.flatten(1), Y)])
+    assert torch.equal(operator @ torch.ones(17, dtype=torch.float64), torch.zeros(17, dtype=torch.float64))
+
+
+def test_every_shape_of_batch_is_checked_against_a_shared_trace():
+    model, traces = make(InPlaceResidual), {}
+    once, thrice = (lambda z, t, s=s: nn.functional.cross_entropy(s * z, t) for s in (1, 3))
+    HessianOperator(model, once, [(X[:4], Y[:4]), (X[4:], Y[4:])], traces=traces)
+    other = HessianOperator(model, thrice, [(X[:5], Y[:5]), (X[4:], Y[4:])], traces=traces)
+    alone = HessianOperator(model, thrice, [(X[:5], Y[:5]), (X[4:], Y[4:])], engine="reverse")
+    v = torch.randn(123, dtype=torch.float64)
+    assert relative(other @ v, alone @ v) < 1e-12
+
+
+def test_the_operator_keeps_its_own_copy_of_the_data():
+    model, x, v = make(InPlaceResidual), X.clone(), torch.randn(123, dtype=torch.float64)
+    operator = HessianOperator(model, losses, [(x, Y)], engine="jvp")
+    before = operator @ v
+    x.mul_(2)
+    assert torch.equal(operator @ v, before)
+
+
+def test_a_data_loader_leaves_the_global_generator_alone():
+    random = torch.get_rng_state()
+    HessianOperator(make(Custom), losses, DataLoader(TensorDataset(X, Y), batch_size=4))
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_later_batch_that_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="not finite for 3 of 3"):
+        HessianOperator(make(Custom), losses, [(X[:4], Y[:4]), (X[4:] * np.nan, Y[4:])])
+
+
+@pytest.mark.parametrize("setting", ["medium", "highest"])
+def test_the_precision_of_matrix_products_is_restored(setting):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        HessianOperator(make(Custom), losses, [(X, Y)])
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_data_that_move_are_refused():

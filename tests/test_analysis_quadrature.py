@@ -80,6 +80,17 @@ def test_the_negative_mass_interval_holds_the_truth_in_nineteen_of_twenty(name):
     assert covered >= 93       # 95 % of 100, less two standard errors of this small sample
 
 
+@pytest.mark.parametrize("num_negative", [1, 2])
+def test_the_mass_of_a_few_negative_directions_is_covered_too(num_negative):
+    spectrum, covered = np.r_[-np.linspace(1, 2, num_negative), np.linspace(0.1, 3, 150 - num_negative)], 0
+    operator = matrix(spectrum)
+    for seed in range(100):
+        rules = spectral_density(operator, num_matvecs=25, num_probes=3, generator=seeded(seed))
+        estimate = negative_mass(rules, 0.5)
+        covered += estimate.low <= num_negative / 150 <= estimate.high
+    assert covered >= 91        # Student's t covers 80 to 90 of 100
+
+
 def test_one_probe_has_no_interval_instead_of_a_zero_one():
     estimate = negative_mass(rule(num_probes=1), 0.1)
     assert np.isfinite(estimate.value) and np.isnan(estimate.low) and np.isnan(estimate.high)
