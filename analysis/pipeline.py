@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from analysis.operators import HessianOperator
 from analysis.quadrature import negative_mass, threshold
 from analysis.saddle import extreme_ratio
 from analysis.second_opinion import pyhessian_numbers
-from analysis.settings import SpectrumSettings, SurfaceSettings
+from analysis.settings import SpectrumSettings, SurfaceSettings, surface_name
 from analysis.spectrum import estimate_trace, spectral_density
 from analysis.surface import loss_surface
 from checkpoints.errors import RecordError
@@ -95,29 +95,35 @@ class Subject:
 
 
 def compute_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, *,
-                      progress: Counter | None = None, verify: str | None = None) -> tuple[Curvature, bool]:
+                      progress: Counter | None = None, verify: str | None = None,
+                      overwrite: bool = False) -> tuple[Curvature, bool]:
     """Return everything measured of one group's Hessian at one epoch, and whether it was computed now.
 
-    `verify="pyhessian"` adds that library's top eigenvalue and trace, computed on the same images.
+    A stored record of the same inputs is returned; one of other weights or data is stale, and computed anew; one of other
+    settings is a RecordError unless `overwrite`. `verify="pyhessian"` adds that library's top eigenvalue and trace, computed
+    on the same images.
     """
     subject.groups.select(group)
     subject.load(epoch)
-    inputs = _inputs(subject, settings, group=group, verify=verify)
-    if (known := _known(subject.store, "curvature", inputs, epoch=epoch, group=group)) is not None:
+    inputs = _inputs(subject, settings, group=group)
+    known = _known(subject.store, "curvature", inputs, overwrite, epoch=epoch, group=group)
+    if known is not None and (verify is None or known.second_opinion):
         return known, False
     started = time.perf_counter()
     batches, available = group_batches(subject, group, settings)
     model = subject.model.to(torch.float64 if settings.dtype == "float64" else torch.float32)
     traces = subject.traces.setdefault((settings.loss, settings.dtype), {})     # a trace holds the loss and its constants
     operator = HessianOperator(model, _loss(subject, settings), batches, traces=traces)
-    record = _measure(subject, operator, epoch, group, settings, inputs, available, started, progress, verify)
+    record = known or _measure(subject, operator, epoch, group, settings, inputs, available, started, progress)
+    if verify == "pyhessian":
+        record = replace(record, second_opinion=pyhessian_numbers(model, _loss(subject, settings), _joined(operator)))
     subject.store.write(record)
     _journal(subject.store, inputs, epoch, group).clear()
-    return record, True
+    return record, known is None
 
 
 def _measure(subject: Subject, operator: HessianOperator, epoch: int, group: str, settings: SpectrumSettings, inputs: dict,
-             available: int, started: float, progress: Counter | None, verify: str | None) -> Curvature:
+             available: int, started: float, progress: Counter | None) -> Curvature:
     generator = torch.Generator().manual_seed(settings.seed)
     steps = min(settings.num_matvecs, operator.size)
     space = krylov(operator, num_matvecs=steps, num_probes=settings.num_probes, generator=generator,
@@ -127,25 +133,24 @@ def _measure(subject: Subject, operator: HessianOperator, epoch: int, group: str
                                max_matvecs=settings.max_matvecs, generator=generator, progress=progress)
     trace = estimate_trace(operator, num_probes=settings.trace_probes, generator=generator, deflate=pairs, progress=progress)
     cutoff = threshold([spectrum])
-    opinion = pyhessian_numbers(subject.model, _loss(subject, settings), _joined(operator)) if verify == "pyhessian" else {}
     made_from = provenance(inputs=inputs, engine=operator.engine, engine_reasons=operator.reasons,
                            num_matvecs=operator.num_matvecs, threads=torch.get_num_threads(), device=str(operator.device),
                            seconds=time.perf_counter() - started)
     return Curvature(epoch, group, operator.num_samples, available, operator.loss(), _accuracy(subject.model, operator),
                      subject.test_metrics.get(f"test_accuracy/{group}", float("nan")), float(operator.gradient().norm()),
                      spectrum, pairs, trace, negative_mass(spectrum, cutoff), cutoff, extreme_ratio(pairs),
-                     parameter_norms(subject.model), opinion, made_from)
+                     parameter_norms(subject.model), {}, made_from)
 
 
 def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, name: str | None = None,
-                    progress: Any = None) -> tuple[Surface, bool]:
+                    progress: Any = None, overwrite: bool = False) -> tuple[Surface, bool]:
     """Return every group's loss and accuracy on a line or plane through one checkpoint, and whether it was computed now."""
     subject.load(epoch)
     directions = surface_directions(subject, epoch, settings)
     name = name or surface_name(epoch, settings)
     inputs = _inputs(subject, settings, directions=hashlib.sha256(
         b"".join(d.vector.cpu().numpy().tobytes() for d in directions)).hexdigest())
-    if (known := _known(subject.store, "surface", inputs, name=name)) is not None:
+    if (known := _known(subject.store, "surface", inputs, overwrite, name=name)) is not None:
         return known, False
     subject.model.to(torch.float64 if settings.dtype == "float64" else torch.float32)
     journal = subject.store.journal(f"surface-{_digest(inputs)}")
@@ -158,12 +163,6 @@ def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, 
     subject.store.write(record)
     journal.clear()
     return record, True
-
-
-def surface_name(epoch: int, settings: SurfaceSettings) -> str:
-    """Return the name under which a surface is stored: epoch, kind of directions, line or plane."""
-    kind = settings.directions if settings.directions == "random" else f"{settings.group.replace(':', '-')}-eigen"
-    return f"epoch-{epoch:04d}-{kind}-{settings.dims}d"
 
 
 def surface_directions(subject: Subject, epoch: int, settings: SurfaceSettings) -> list[Direction]:
@@ -248,12 +247,25 @@ def _inputs(subject: Subject, settings: SpectrumSettings | SurfaceSettings, **mo
             "classes": {name: list(members) for name, members in counts.items()}, **more}
 
 
-def _known(store: RunStore, kind: str, inputs: dict, **keys: Any) -> Any:
-    """Return the stored record of these inputs, if there is one."""
+def _known(store: RunStore, kind: str, inputs: dict, overwrite: bool, **keys: Any) -> Any:
+    """Return the stored record of these inputs, if there is one; refuse to replace one that is as good but of other settings."""
     if not store.has(kind, **keys):
         return None
-    record = store.read(kind, **keys)
-    return record if record.provenance.get("inputs") == json.loads(json.dumps(inputs)) else None
+    record, wanted = store.read(kind, **keys), json.loads(json.dumps(inputs))
+    stored = record.provenance.get("inputs", {})
+    if stored == wanted:
+        return record
+    stale = any(stored.get(key) != wanted[key] for key in ("checkpoint", "data", "classes"))
+    if not (stale or overwrite):
+        raise RecordError(f"{store.path} holds another {kind} of {', '.join(map(str, keys.values()))}: "
+                          f"{_difference(stored, wanted)}; replace it with --overwrite, or keep it and ask for the same")
+    return None
+
+
+def _difference(stored: dict, wanted: dict) -> str:
+    old, new = stored.get("settings", {}), wanted["settings"]
+    names = [name for name in new if old.get(name) != new[name]]
+    return ", ".join(f"{name}={old.get(name)} there, {new[name]} here" for name in names) or "other directions"
 
 
 def _journal(store: RunStore, inputs: dict, epoch: int, group: str):

@@ -156,16 +156,17 @@ def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> flo
 def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
-    value is the mean middle of the probes' brackets. The interval joins both uncertainties: from the lower limit of the
+    value is the mean weight of the Gauss nodes below, which each probe's bracket contains. The interval joins both uncertainties: from the lower limit of the
     mean lower bound to the upper limit of the mean upper bound. threshold >= 0, in units of lambda. NaN limits with one probe.
     """
     bounds = np.array([mass_bracket(a, b, -threshold) for a, b in zip(spectrum.alphas, spectrum.betas)])
     low, high = np.clip(bounds.mean(axis=0), 0.0, 1.0)
-    value, freedom = float(np.clip(bounds.mean(), 0.0, 1.0)), len(bounds) * spectrum.size
+    below = np.nan_to_num(spectrum.nodes, nan=np.inf) < -threshold
+    value, freedom = float((spectrum.weights * below).sum(axis=1).mean()), len(bounds) * spectrum.size
     if len(bounds) < 2:
         return Estimate(value, np.nan, np.nan, level, "quadrature+probes")
-    return Estimate(value, _mass_limit(low, freedom, (1 + level) / 2), 1 - _mass_limit(1 - high, freedom, (1 + level) / 2), level,
-                    "quadrature+probes")
+    low, high = _mass_limit(low, freedom, (1 + level) / 2), 1 - _mass_limit(1 - high, freedom, (1 + level) / 2)
+    return Estimate(value, low, high, level, "quadrature+probes")
 
 
 def _mass_limit(mean: float, freedom: int, level: float) -> float:
@@ -180,6 +181,7 @@ def _mass_limit(mean: float, freedom: int, level: float) -> float:
         return chi2.cdf(nu * mean / p, nu) - level
 
     lowest = 1e-3 / freedom
+    highest = min(mean, 1 - 1e-12)
     if mean <= lowest or excess(lowest) < 0:
         return 0.0
-    return float(brentq(excess, lowest, min(mean, 1 - 1e-12))) if excess(min(mean, 1 - 1e-12)) < 0 else float(mean)
+    return float(brentq(excess, lowest, highest)) if excess(highest) < 0 else float(mean)

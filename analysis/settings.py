@@ -33,7 +33,7 @@ class SpectrumSettings:
         _positive(self, *(["max_samples"] if self.max_samples is not None else []))
         _not_negative(self, "max_matvecs", "seed")
         _among(self, split=SPLITS, loss=LOSSES, dtype=DTYPES)
-        if not (isfinite(self.tol) and self.tol > 0):
+        if not (isinstance(self.tol, (int, float)) and isfinite(self.tol) and self.tol > 0):
             raise InputError(f"tol={self.tol} is out of range: expected a relative residual > 0, such as 1e-3")
 
 
@@ -56,23 +56,31 @@ class SurfaceSettings:
         _positive(self, "batch_size", *(["max_samples"] if self.max_samples is not None else []))
         _not_negative(self, "seed")
         _among(self, directions=DIRECTIONS, split=SPLITS, dtype=DTYPES, dims=(1, 2))
-        if self.points < 3 or self.points % 2 == 0:
+        if not isinstance(self.points, int) or self.points < 3 or self.points % 2 == 0:
             raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the "
                              "checkpoint is on the grid")
-        if not (isfinite(self.span) and self.span > 0):
+        if not (isinstance(self.span, (int, float)) and isfinite(self.span) and self.span > 0):
             raise InputError(f"span={self.span} is out of range: expected a number > 0, in units of the direction")
+
+
+def surface_name(epoch: int, settings: SurfaceSettings) -> str:
+    """Return the name under which a surface is stored: epoch, kind of directions, line or plane."""
+    kind = settings.directions if settings.directions == "random" else f"{settings.group.replace(':', '-')}-eigen"
+    return f"epoch-{epoch:04d}-{kind}-{settings.dims}d"
 
 
 def _positive(settings: object, *names: str) -> None:
     for name in names:
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name}={getattr(settings, name)} is out of range: expected at least 1")
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r} is out of range: expected an integer >= 1")
 
 
 def _not_negative(settings: object, *names: str) -> None:
     for name in names:
-        if getattr(settings, name) < 0:
-            raise InputError(f"{name}={getattr(settings, name)} is out of range: expected at least 0")
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < 0:
+            raise InputError(f"{name}={value!r} is out of range: expected an integer >= 0")
 
 
 def _among(settings: object, **choices: tuple) -> None:

@@ -28,6 +28,7 @@ CURVATURES: Mapping[str, Callable[[Curvature], float]] = {
     "negative_mass": lambda record: record.negative_mass.value,
     "trace": lambda record: record.trace.value,
     "loss": lambda record: record.loss,
+    "gradient_norm": lambda record: record.gradient_norm,
     "accuracy": lambda record: record.accuracy,
     "test_accuracy": lambda record: record.test_accuracy,
 }
@@ -117,7 +118,7 @@ def accuracy_over_epochs(runs: Comparison, opt: str, group: str, level: float = 
     for member, other in zip(members[1:], series[1:]):
         if not other.index.equals(series[0].index):
             raise RecordError(f"{member.name}: evaluated after other epochs than {members[0].name}; "
-                              f"finish it with: landscape train --resume {member.name}")
+                              f"finish it with: landscape train --out {member.name} --resume")
     estimates = [over_seeds([one.loc[epoch] for one in series], level) for epoch in series[0].index]
     rows = [{"value": e.value, "low": e.low, "high": e.high, "num_seeds": len(series)} for e in estimates]
     return pd.DataFrame(rows, index=series[0].index)

@@ -114,7 +114,7 @@ def _draw_top(row: Sequence[Axes], pools: Mapping[str, Mapping[str, Sequence[Cur
             ax.annotate(rf"$\lambda_{{\min}}$ {value}", (1.0, len(by_opt) - 1 - lane),
                         xycoords=("axes fraction", "data"),
                         xytext=(3, 1), textcoords="offset points", fontsize=style.SMALL, color=style.look(opt).color)
-    row[0].set_title("Curvatures of the loss. Tinted: the loss bends down, there is still a way to fall", loc="left")
+    row[0].set_title("Curvatures of the loss (smoothed, log height). Triangle: the most negative found", loc="left")
 
 
 def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str]) -
         ax.set_xlabel("epoch")
     set_lambda_min_limits(row[0], seeds[seeds["group"].isin(groups)].rename(columns={"lambda_min": "value"}))
     row[0].set_ylabel("$\\lambda_{\\min}$\n[nats / parameter$^2$]")
-    row[0].set_title("The most negative curvature during training. At zero, none is left. Dots: seeds", loc="left")
+    row[0].set_title("The most negative curvature found during training. Dots: seeds", loc="left")
 
 
 def _draw_bottom(row: Sequence[Axes], runs: Comparison, table: pd.DataFrame, groups: Sequence[str]) -> None:

@@ -165,7 +165,7 @@ def draw_lines(runs: Comparison, options: Options) -> Figure:
         row[0].set_ylabel("loss [nats]")
     _title_columns(axes[0], dict.fromkeys(runs.optimizers))
     predicted = Line2D([], [], color=style.MUTED, linestyle=(0, (1, 1)),
-                       label=r"predicted by $\lambda$: $L(0)+\lambda\alpha^2/2$")
+                       label=r"curvature alone, without the slope: $L(0)+\lambda\alpha^2/2$")
     style.shared_legend(figure, group_handles(groups, marked=False) + [predicted], _note(runs, lines, directions=False))
     return figure
 

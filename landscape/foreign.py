@@ -28,7 +28,12 @@ def build_foreign(arch: str, num_classes: int, in_channels: int, image_size: int
     with _current_folder_importable():
         build = resolve(arch)
         offered = {"in_channels": in_channels, "image_size": image_size}
-        model = build(num_classes=num_classes, **_wanted(build, offered))
+        arguments = {"num_classes": num_classes, **_wanted(build, offered)}
+        try:
+            inspect.signature(build).bind(**arguments)
+        except TypeError as error:
+            raise InputError(f"arch={arch!r} cannot be called with {', '.join(arguments)} ({error})") from None
+        model = build(**arguments)
     if not isinstance(model, nn.Module):
         raise InputError(f"arch={arch!r} returned {type(model).__name__}: expected a torch.nn.Module")
     return model

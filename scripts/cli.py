@@ -27,8 +27,10 @@ COMMANDS = {
     "inspect": "scripts.show_run",
     "doctor": "scripts.check_setup",
 }
+ABOUT = "Loss landscapes and saddle points of networks trained on long-tailed data, class group by class group."
 PACKAGES = ("analysis", "checkpoints", "figures", "landscape", "scripts")
-USERS_ERRNOS = (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
+USERS_ERRNOS = (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
+                errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT)
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
@@ -93,7 +95,7 @@ def _run(words: list[str]) -> int | None:
 
 
 def _run_without_command(words: list[str]) -> int:
-    parser = Parser(prog="landscape", description=_summary("landscape"), epilog="landscape COMMAND --help tells more")
+    parser = Parser(prog="landscape", epilog="landscape COMMAND --help tells more", description=ABOUT)
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, module in COMMANDS.items():

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=TEXTS[setting.name],
                             choices=choices.get(setting.name))
     parser.add_argument("--verify", choices=("pyhessian",), help="compute the top eigenvalue and the trace with this library too")
+    parser.add_argument("--overwrite", action="store_true", help="replace a stored record of other settings")
     add_place_arguments(parser)
     add_common_arguments(parser, dry_run=True)
 
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         with Progress(each * len(groups) * len(epochs), str(store.path), quiet=args.quiet or args.json, unit="product") as bar:
             for index, (epoch, group) in enumerate((e, g) for e in epochs for g in groups):
                 bar.set_description(f"{group}, epoch {epoch}")
-                record, fresh = compute_curvature(subject, epoch, group, settings, progress=bar.update, verify=args.verify)
+                record, fresh = compute_curvature(subject, epoch, group, settings, progress=bar.update, verify=args.verify,
+                                                  overwrite=args.overwrite)
                 bar.update(each * (index + 1) - bar.done)      # what converged early, or was stored before, is done too
                 shown.append({"run": str(store.path), **summary(record), "stored_before": not fresh})
         for row in shown[-len(groups) * len(epochs):]:

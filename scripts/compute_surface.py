@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=TEXTS[setting.name],
                             choices=choices.get(setting.name))
     parser.add_argument("--name", help="name of the stored surface; default: made of epoch, directions and dimensions")
+    parser.add_argument("--overwrite", action="store_true", help="replace a stored record of other settings")
     add_place_arguments(parser)
     add_common_arguments(parser)
 
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         with Progress(len(epochs) * settings.points ** settings.dims, str(store.path), quiet=args.quiet or args.json,
                       unit="point") as bar:
             for epoch in epochs:
-                record, fresh = compute_surface(subject, epoch, settings, name=args.name, progress=bar)
+                record, fresh = compute_surface(subject, epoch, settings, name=args.name, progress=bar,
+                                                overwrite=args.overwrite)
                 shown.append({"run": str(store.path), "name": record.name, "epoch": epoch, "directions": record.direction_names,
                               "groups": {g: _range(record.loss[i]) for i, g in enumerate(record.groups)},
                               "stored_before": not fresh})

@@ -58,12 +58,14 @@ def _outline(study, runs) -> str:
 
 
 def _claim(folder: Path, study) -> None:
-    """Write the study into its folder; refuse a folder of another study."""
+    """Write the study into its folder; refuse a folder of another study or of somebody else's files."""
     from checkpoints.atomic import make_folder, write_text
     from checkpoints.errors import RecordError
     path, text = folder / "study.toml", study.as_toml()
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise RecordError(f"{folder} holds a study of other settings ({path}): choose another folder with --out")
+    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise RecordError(f"{folder} is no study folder and not empty: choose another with --out")
     make_folder(folder)
     write_text(path, text)
 
@@ -94,7 +96,7 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     from scripts.study_plan import FIGURES
     names = study.figures.get("names", FIGURES)
     pooled = compare_folders([folder / run.name for run in runs])
-    target, pictures = folder / "figures", []
+    target, pictures, reasons = folder / "figures", [], []
     make_folder(target)
     with Progress(len(names), "figures", quiet=args.quiet or args.json, unit="figure") as bar:
         for name in names:
@@ -102,10 +104,11 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
                 pictures += write(name, pooled, target, Options(groups=runs[0].groups),
                                   study.figures.get("format", ("png", "pdf")), study.figures.get("dpi", 200))
             except RecordError as reason:
-                say(args, f"not drawn: {name}: {reason}")
+                reasons.append(f"{name}: {reason}")
+                say(args, f"not drawn: {reasons[-1]}")
             bar.update()
     if not pictures:
-        raise RecordError(f"{folder}: no figure could be drawn from these records")
+        raise RecordError(f"{folder}: no figure could be drawn; {'; '.join(reasons[:1])}")
     return sorted(pictures, key=lambda path: path.suffix != ".png")
 
 
@@ -141,4 +144,5 @@ def _print_curvature(args: argparse.Namespace, table, epoch: int) -> None:
     from analysis import summary
     say(args, f"\ncurvature after epoch {epoch}: extreme eigenvalues of each group's Hessian; negative mass below "
               f"−{table['threshold'].iloc[0]:.3g}")
-    say(args, summary.as_text(table, ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss"]))
+    names = ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss", "gradient_norm"]
+    say(args, summary.as_text(table, names))

@@ -8,6 +8,7 @@
 """
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import tomli_w
 
-from analysis.settings import SpectrumSettings, SurfaceSettings
+from analysis.settings import SpectrumSettings, SurfaceSettings, surface_name
+from checkpoints.layout import check_name
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 
@@ -41,7 +43,9 @@ DIGITS = {
     "figures": {"names": list(FIGURES), "format": ["png", "pdf"], "dpi": 200},
 }
 PRESETS = {"digits": DIGITS}
-PLACE = ("epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
+PLACE = ("name", "epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
+FORMATS = ("png", "pdf", "svg")
+GROUPS = re.compile(r"all|head|tail|many|medium|few|class:\d+")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Run:
     groups: tuple[str, ...]
     spectrum_epochs: tuple[int, ...]
     spectrum: SpectrumSettings
-    surfaces: tuple[tuple[int, SurfaceSettings], ...]
+    surfaces: tuple[tuple[str, int, SurfaceSettings], ...]      # name, epoch, how
 
 
 @dataclass(frozen=True)
@@ -109,31 +113,64 @@ class Study:
         settings = {**self.train, **self.methods[method], "seed": seed}
         last = TrainConfig.from_dict(settings).epochs
         epochs = tuple(sorted(set(self.spectrum.get("epochs", [last]))))
-        places = tuple((entry.get("epoch", last), _surface(entry)) for entry in surfaces)
-        kept = sorted({*epochs, *(epoch for epoch, _ in places), last})
+        places = tuple(_place(entry, entry.get("epoch", last)) for entry in surfaces)
+        kept = sorted({*epochs, *(epoch for _, epoch, _ in places), last})
         config = TrainConfig.from_dict({**settings, "checkpoint_epochs": kept})
         groups = tuple(self.spectrum.get("groups", ("head", "tail")))
         return Run(f"{method}-seed{seed}", config, groups, epochs, SpectrumSettings(**spectrum), places)
 
     def _check(self) -> None:
+        for name in (self.name, *self.methods):
+            check_name(name)
         _known("[spectrum]", self.spectrum, [f.name for f in fields(SpectrumSettings)] + ["epochs", "groups"])
         for entry in self.surfaces:
-            _known("[[surfaces]]", entry, [f.name for f in fields(SurfaceSettings)] + ["epoch", "seeds"])
+            _known("[[surfaces]]", entry, [f.name for f in fields(SurfaceSettings)] + ["name", "epoch", "seeds"])
+            _lists("[[surfaces]]", entry, seeds=int)
         _known("[figures]", self.figures, ["names", "format", "dpi"])
-        for name in self.figures.get("names", ()):
-            _known("[figures] names", {name: None}, FIGURES)
-        if not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise InputError(f"seeds={list(self.seeds)} is out of range: expected one integer >= 0 a run")
+        _lists("[spectrum]", self.spectrum, epochs=int, groups=str)
+        _lists("[figures]", self.figures, names=str, format=str)
+        for key, choices in (("names", FIGURES), ("format", FORMATS)):
+            for name in self.figures.get(key, ()):
+                _known(f"[figures] {key}", {name: None}, choices)
+        for group in self.spectrum.get("groups", ()):
+            if not GROUPS.fullmatch(group):
+                raise InputError(f"[spectrum] group {group!r} is unknown: expected all, head, tail, many, medium, few "
+                                 "or class:N")
+        if not isinstance(self.figures.get("dpi", 200), int) or not 50 <= self.figures.get("dpi", 200) <= 1200:
+            raise InputError(f"[figures] dpi={self.figures['dpi']!r} is out of range: expected 50 <= dpi <= 1200")
+        if not isinstance(self.seeds, tuple) or not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise InputError(f"seeds={self.seeds!r} is out of range: expected a list of integers >= 0, one a run")
         if not isinstance(self.workers, int) or self.workers < 0:
-            raise InputError(f"workers={self.workers} is out of range: expected a number of processes, or 0 for one each core")
+            raise InputError(f"workers={self.workers} is out of range: expected processes, or 0 for one each core")
+        for run in self.runs():
+            _check_surfaces(run)
         optimizers = [run.config.opt for run in self.runs()[:len(self.methods)]]
         if len(set(optimizers)) < len(optimizers):
             raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, "
                              "so make them two studies")
 
 
-def _surface(entry: dict[str, Any]) -> SurfaceSettings:
-    return SurfaceSettings(**{key: value for key, value in entry.items() if key not in PLACE})
+def _place(entry: dict[str, Any], epoch: int) -> tuple[str, int, SurfaceSettings]:
+    settings = SurfaceSettings(**{key: value for key, value in entry.items() if key not in PLACE})
+    return check_name(entry.get("name", surface_name(epoch, settings))), epoch, settings
+
+
+def _check_surfaces(run: Run) -> None:
+    """See that surfaces have names of their own, and that eigenvector directions will have their spectrum."""
+    names = [name for name, _, _ in run.surfaces]
+    if len(set(names)) < len(names):
+        raise InputError(f"two [[surfaces]] would share the file {max(names, key=names.count)}.h5: give each a name")
+    for name, epoch, settings in run.surfaces:
+        if settings.directions == "eigen" and (settings.group not in run.groups or epoch not in run.spectrum_epochs):
+            raise InputError(f"[[surfaces]] {name} needs the spectrum of {settings.group} at epoch {epoch}: "
+                             "add both to [spectrum]")
+
+
+def _lists(where: str, document: dict[str, Any], **kinds: type) -> None:
+    for name, kind in kinds.items():
+        value = document.get(name, [])
+        if not isinstance(value, (list, tuple)) or any(not isinstance(item, kind) for item in value):
+            raise InputError(f"{where} {name}={value!r} is out of range: expected a list of {kind.__name__}")
 
 
 def _known(where: str, document: dict[str, Any], names: list[str] | tuple[str, ...]) -> None:

@@ -54,9 +54,9 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -
         for group in run.groups:
             with topped_up(report, spectrum_cost(run)) as counted:
                 compute_curvature(subject, epoch, group, run.spectrum, progress=counted)
-    for epoch, settings in run.surfaces:
+    for name, epoch, settings in run.surfaces:
         with topped_up(report, settings.points ** settings.dims) as counted:
-            compute_surface(subject, epoch, settings, progress=_Counter(counted))
+            compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted))
 
 
 def train_run(config, data, path: Path, report: Report):
@@ -77,7 +77,7 @@ def train_run(config, data, path: Path, report: Report):
 
 def cost(run: Run, num_images: int) -> int:
     """Return how many steps, products and points a run takes: the total of its progress reports."""
-    surfaces = sum(settings.points ** settings.dims for _, settings in run.surfaces)
+    surfaces = sum(settings.points ** settings.dims for _, _, settings in run.surfaces)
     return training_cost(run.config, num_images) + len(run.spectrum_epochs) * len(run.groups) * spectrum_cost(run) + surfaces
 
 

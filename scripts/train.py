@@ -26,7 +26,8 @@ from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
 from landscape.errors import InputError
-from landscape.training import choose_device, train, training_data
+from landscape.groups import ClassGroups
+from landscape.training import build_network, choose_device, train, training_data
 from scripts.options import Progress, add_common_arguments, emit_json, say
 from scripts.train_settings import add_settings, given_settings
 
@@ -67,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"note: {note}")
     if args.dry_run:
         return _forecast(args, config, data)
+    build_network(config, data)     # a network that cannot be built leaves no run folder behind
+    if config.opt in ("imbsam", "ssesam") and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):
+        say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
+                  f"{data.counts.max()}: {config.opt} has one group only")
     path = args.out or Path("runs") / slug(config)
     store = RunStore.create(path, config.identity(), provenance=_origin(config, data))
     if store.provenance.get("data_hash", data.hash) != data.hash:

@@ -65,7 +65,8 @@ def test_the_engines_that_failed_are_named_with_their_reason():
     assert "setup_context" in operator.reasons["jvp"]
 
 
-@pytest.mark.parametrize("kind, word", [(StopGradient, "gradient is not that of the loss"), (Detached, "gradient is not that of the loss"), (AlwaysDropout, "random"),
+@pytest.mark.parametrize("kind, word", [(StopGradient, "gradient is not that of the loss"),
+                                        (Detached, "gradient is not that of the loss"), (AlwaysDropout, "random"),
                                         (BranchOnBatch, "other samples")])
 def test_a_network_without_a_hessian_is_refused_in_one_line(kind, word):
     with pytest.raises(InputError, match=word) as refusal:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,12 +57,23 @@ def store_metric(store, epoch, name):
     return float(rows.loc[epoch, name])
 
 
-def test_a_record_is_kept_while_its_inputs_are_and_computed_anew_when_they_change(subject):
+def test_a_record_is_kept_while_its_inputs_are_and_not_replaced_unasked(subject):
     first, _ = compute_curvature(subject, 1, "tail", SETTINGS)
     again, fresh = compute_curvature(subject, 1, "tail", SETTINGS)
     assert not fresh and content_hash(again) == content_hash(first)
-    other, fresh = compute_curvature(subject, 1, "tail", SpectrumSettings(**(vars(SETTINGS) | {"seed": 5})))
-    assert fresh and content_hash(other) != content_hash(first)
+    other = SpectrumSettings(**(vars(SETTINGS) | {"seed": 5}))
+    with pytest.raises(RecordError, match="seed=0 there, 5 here; replace it with --overwrite"):
+        compute_curvature(subject, 1, "tail", other)
+    replaced, fresh = compute_curvature(subject, 1, "tail", other, overwrite=True)
+    assert fresh and content_hash(replaced) != content_hash(first)
+
+
+def test_a_record_of_other_weights_is_stale_and_computed_anew(tmp_path):
+    store = trained(tmp_path / "run")
+    compute_curvature(Subject.open(store, traces=TRACES), 2, "tail", SETTINGS)
+    store.write(replace(store.read("checkpoint", epoch=1), epoch=2))
+    record, fresh = compute_curvature(Subject.open(store, traces=TRACES), 2, "tail", SETTINGS)
+    assert fresh and record.provenance["inputs"]["checkpoint"] == content_hash(store.read("checkpoint", epoch=2))
 
 
 def test_a_record_says_what_it_was_computed_from(subject):
@@ -105,7 +118,7 @@ def test_a_subset_is_stated_and_seeded(subject):
     (x, _), = group_batches(subject, "head", settings)[0]
     (again, _), = group_batches(subject, "head", settings)[0]
     assert len(x) == 10 and torch.equal(x, again)
-    record, _ = compute_curvature(subject, 2, "head", settings)
+    record, _ = compute_curvature(subject, 2, "head", settings, overwrite=True)
     assert record.num_samples == 10 < record.num_available
 
 
@@ -118,7 +131,9 @@ def test_an_empty_group_is_refused_naming_the_counts(tmp_path):
 def test_pyhessian_is_really_asked(subject, monkeypatch):
     import pyhessian
     asked = SpectrumSettings(**(vars(SETTINGS) | {"seed": 7}))
-    record, _ = compute_curvature(subject, 2, "tail", asked, verify="pyhessian")
+    compute_curvature(subject, 2, "tail", asked, overwrite=True)
+    record, fresh = compute_curvature(subject, 2, "tail", asked, verify="pyhessian")
+    assert not fresh        # it is added to the record that is there
     top, trace = record.second_opinion["pyhessian_top_eigenvalue"], record.second_opinion["pyhessian_trace"]
     assert top == pytest.approx(record.eigenpairs.values[-1], rel=5e-2)
     assert record.trace.low - 0.2 * trace < trace < record.trace.high + 0.2 * trace
@@ -138,7 +153,7 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
 
 
 def test_surfaces_along_eigenvectors_curve_by_the_eigenvalue_before_the_first_kink(subject):
-    curvature, _ = compute_curvature(subject, 2, "tail", SETTINGS)
+    curvature, _ = compute_curvature(subject, 2, "tail", SETTINGS, overwrite=True)
     settings = SurfaceSettings(directions="eigen", group="tail", dims=2, points=3, span=1e-6, dtype="float64")
     record, _ = compute_surface(subject, 2, settings, name="close")
     tail = record.loss[record.groups.index("tail")]

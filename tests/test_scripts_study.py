@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.errors import RecordError
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.errors import InputError
@@ -164,10 +165,17 @@ def test_the_digits_study_has_four_methods_and_three_seeds():
     (dict(train={"epoch": 3}), "'epoch' is unknown: did you mean epochs"), (dict(methods={}), "needs methods"),
     (dict(spectrum={"num_probs": 3}), "did you mean num_probes"), (dict(spectrum={"num_probes": 0}), "num_probes=0"),
     (dict(surfaces=[{"points": 4}]), "points=4"), (dict(figures={"names": ["spectrum"]}), "did you mean spectra"),
+    (dict(seeds=0), "seeds=0"), (dict(spectrum={"epochs": 2}), "epochs=2 .*list of int"),
+    (dict(spectrum={"groups": ["tial"]}), "tial"),
+    (dict(spectrum={"num_probes": "2"}), "num_probes='2'"), (dict(figures={"format": "png"}), "list of str"),
+    (dict(figures={"dpi": "x"}), "dpi='x'"), (dict(name="../up"), "name='../up'"),
+    (dict(methods={"../up": {"opt": "sam"}}), "name='../up'"),
+    (dict(surfaces=[{"points": 3}, {"points": 5}]), "would share the file"),
+    (dict(surfaces=[{"directions": "eigen", "group": "few"}]), "needs the spectrum of few"),
     (dict(methods={"a": {"opt": "sam"}, "b": {"opt": "sam"}}), "share an optimizer"),
     (dict(methods={"a": {"opt": "adam"}}), "opt='adam'")])
 def test_a_mistaken_study_is_refused_before_anything_runs(change, word):
-    with pytest.raises(InputError, match=word):
+    with pytest.raises((InputError, RecordError), match=word):
         Study.from_dict(DIGITS | change)
 
 
@@ -196,9 +204,21 @@ def test_a_mistake_is_one_line_and_exit_2(words, word, finished, study_file, cap
 
 def test_a_folder_of_another_study_is_refused_and_left_alone(finished, study_file, capsys, tmp_path):
     other = tmp_path / "other.toml"
-    other.write_text(TINY.replace("epochs = 2\n", "epochs = 3\n"), encoding="utf-8")
+    other.write_text(TINY.replace("dpi = 60", "dpi = 61"), encoding="utf-8")
     before = hashes(finished)
     assert "study of other settings" in refusal(capsys, "study", other, "--out", finished)
+    assert hashes(finished) == before
+
+
+def test_a_folder_of_somebody_else_is_not_adopted(study_file, capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "no study folder and not empty" in refusal(capsys, "study", study_file, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_spectrum_of_other_settings_is_not_replaced_unasked(finished, capsys):
+    before = hashes(finished)
+    assert "--overwrite" in refusal(capsys, "spectrum", finished / "sgd-seed0", "--split", "test", "--quiet")
     assert hashes(finished) == before
 
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from operator import attrgetter
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def load_callable(name: str) -> LongTailData:
     are found after installed ones. Errors inside the callable are its own and pass through.
     """
     with _working_folder_importable():
-        answer = _find_callable(name)()
+        found = _find_callable(name)
+        try:
+            signature(found).bind()
+        except TypeError as error:
+            raise InputError(f"{name} cannot be called without arguments ({error})") from None
+        answer = found()
     if isinstance(answer, LongTailData):
         return answer
     if not isinstance(answer, (tuple, list)) or len(answer) != 4:
