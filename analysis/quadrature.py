@@ -156,8 +156,9 @@ def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> flo
 def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
-    value is the mean weight of the Gauss nodes below, which each probe's bracket contains. The interval joins both uncertainties: from the lower limit of the
-    mean lower bound to the upper limit of the mean upper bound. threshold >= 0, in units of lambda. NaN limits with one probe.
+    value is the mean weight of the Gauss nodes below, which each probe's bracket contains. The interval joins both
+    uncertainties: from the lower limit of the mean lower bound to the upper limit of the mean upper bound. threshold >= 0, in
+    units of lambda. NaN limits with one probe.
     """
     bounds = np.array([mass_bracket(a, b, -threshold) for a, b in zip(spectrum.alphas, spectrum.betas)])
     low, high = np.clip(bounds.mean(axis=0), 0.0, 1.0)

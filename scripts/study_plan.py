@@ -138,7 +138,8 @@ class Study:
                                  "or class:N")
         if not isinstance(self.figures.get("dpi", 200), int) or not 50 <= self.figures.get("dpi", 200) <= 1200:
             raise InputError(f"[figures] dpi={self.figures['dpi']!r} is out of range: expected 50 <= dpi <= 1200")
-        if not isinstance(self.seeds, tuple) or not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+        whole = isinstance(self.seeds, tuple) and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+        if not (whole and self.seeds):
             raise InputError(f"seeds={self.seeds!r} is out of range: expected a list of integers >= 0, one a run")
         if not isinstance(self.workers, int) or self.workers < 0:
             raise InputError(f"workers={self.workers} is out of range: expected processes, or 0 for one each core")
