@@ -87,7 +87,8 @@ def draw_overview(runs: Comparison, options: Options) -> Figure:
     for ax, group in zip(axes[0], groups):
         ax.annotate(MEANING.get(group, style.group_name(group)), (0, 1), xycoords="axes fraction", xytext=(0, 18),
                     textcoords="offset points", fontsize=9.5, fontweight="bold")
-    _write(header, footer, runs, "\n".join(sentences), epoch, options.level)
+    hessians = style.describe_hessians([pool[0] for by_opt in pools.values() for pool in by_opt.values()])
+    _write(header, footer, runs, "\n".join(sentences), epoch, options.level, hessians)
     return figure
 
 
@@ -152,13 +153,13 @@ def _parts(lines: int, lanes: int):
     return figure, figure.subfigures(3, 1, height_ratios=heights)
 
 
-def _write(header, footer, runs: Comparison, sentences: str, epoch: int, level: float) -> None:
+def _write(header, footer, runs: Comparison, sentences: str, epoch: int, level: float, hessians: str) -> None:
     header.text(0.01, 0.97, TITLE, va="top", fontsize=12, fontweight="bold")
     header.text(0.01, 0.02, sentences, va="bottom", fontsize=style.SMALL, linespacing=1.3)
     bars = f"intervals: {100 * level:g} % t over seeds"
     spread = bars if runs.num_seeds > 1 else "no interval over seeds"
     style.shared_legend(footer, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
-                        f"{style.describe(runs)}; spectra at epoch {epoch}; {spread}", place="lower")
+                        f"{style.describe(runs)}; spectra at epoch {epoch}{hessians}; {spread}", place="lower")
 
 
 def _ridge(pool: Sequence[Curvature], scale: Scale) -> tuple[np.ndarray, np.ndarray]:

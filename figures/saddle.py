@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import summary
 from checkpoints.comparison import Comparison
+from checkpoints.records import Curvature
 from figures import style
 from figures.options import Options
 
@@ -56,7 +57,7 @@ def plot_over_epochs(ax: Axes, table: pd.DataFrame, *, color: str = "black", mar
                     zorder=3,
                     markerfacecolor=color if filled else "white", markeredgewidth=0.9)
     band = ax.fill_between(table["epoch"], table["low"], table["high"], color=color, alpha=0.16, linewidth=0, zorder=2)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     return {"line": line, "band": band}
 
 
@@ -95,6 +96,13 @@ def _top(table: pd.DataFrame) -> float:
     return float(min(1.05 * np.nanmax(table[["value", "high"]]), 1.6 * highest)) if highest > 0 else 1.0
 
 
+def _first_records(runs: Comparison, groups: Sequence[str]) -> list[Curvature]:
+    """Return one record a group; those of other runs and epochs are of the same kind of Hessian."""
+    opt = runs.optimizers[0]
+    epoch = runs.curvature_epochs(opt, groups)[-1]
+    return [runs.curvatures(opt, epoch, group)[0] for group in groups]
+
+
 def _draw_quantity(runs: Comparison, options: Options, quantity: str):
     groups = runs.present(options.groups)
     table = over_epochs(runs, groups, quantity, options.level)
@@ -104,7 +112,8 @@ def _draw_quantity(runs: Comparison, options: Options, quantity: str):
         _draw_panel(ax, runs, opt, table[table["opt"] == opt])
     axes[0].set_ylabel(LABELS[quantity])
     figure.supxlabel("epoch", fontsize=8)
-    note = f", threshold {table['threshold'].iloc[0]:.2g}" if quantity == "negative_mass" else ""
+    note = f", below −{table['threshold'].iloc[0]:.2g} nats / parameter$^2$" if quantity == "negative_mass" else ""
+    note += style.describe_hessians(_first_records(runs, groups))
     style.shared_legend(figure, group_handles(groups) + style.switch_handles(runs), style.describe(runs) + note)
     return figure, axes, table
 

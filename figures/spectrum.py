@@ -198,7 +198,8 @@ def draw_spectra(runs: Comparison, options: Options) -> Figure:
         ax.set_title(annotation(pools[group, opt], options.level), loc="left", fontsize=style.SMALL, linespacing=1.25)
     _label_panels(axes, groups, runs.optimizers, scale)
     figure.supxlabel(style.LAMBDA_LABEL, fontsize=8)
-    text = f"{style.describe(runs)}, epoch {epoch}" + (f", s = {scale.linear:.2g}" if scale.name == "relative" else "")
+    hessians = style.describe_hessians([record for pool in pools.values() for record in pool])
+    text = f"{style.describe(runs)}, epoch {epoch}{hessians}" + (f", s = {scale.linear:.2g}" if scale.name == "relative" else "")
     style.shared_legend(figure, _legend_handles(runs), text, 4 if len(runs.optimizers) > 2 else 2)
     return figure
 

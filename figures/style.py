@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
+from checkpoints.records import Curvature
 
 WIDTH = 7.0        # inches
 SMALL = 7.0        # points: the smallest text that a journal accepts
@@ -121,6 +122,17 @@ def describe(runs: Comparison, seeds: bool = True) -> str:
              f"tail: fewer than {config['eta']:g} training images a class" if config.get("eta") else "",
              (f"{number} seeds" if number > 1 else "one seed") if seeds else ""]
     return ", ".join(part for part in parts if part)
+
+
+def describe_hessians(records: Sequence[Curvature]) -> str:
+    """Return, in words, what is not the default about the Hessians of these records: subsets, test images, training loss."""
+    found = {record.group: record for record in records}
+    parts = [f"{record.num_samples} of {record.num_available} images of {group}" for group, record in found.items()
+             if record.num_samples < record.num_available]
+    settings = next(iter(found.values())).provenance.get("inputs", {}).get("settings", {})
+    parts += ["Hessian over test images"] if settings.get("split") == "test" else []
+    parts += ["Hessian of the training loss"] if settings.get("loss") == "training" else []
+    return "".join(f", {part}" for part in parts)
 
 
 def name_row(ax: Axes, text: str):

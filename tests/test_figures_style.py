@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib
 import pytest
 from fabricated_runs import fake_run
@@ -81,3 +83,14 @@ def test_long_texts_of_a_legend_are_wrapped_to_the_figure():
     legend = style.shared_legend(figure, [], "word " * 40)
     figure.draw_without_rendering()
     assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_caption_says_where_the_hessian_is_not_the_default_one():
+    tail, head = (record for record in fake_run().records("curvature") if record.epoch == 60)
+    tail, head = sorted((tail, head), key=lambda record: record.group, reverse=True)
+    assert style.describe_hessians([tail, head]) == ""
+    part = replace(tail, num_samples=50, num_available=305)
+    other = {"inputs": {"settings": {"split": "test", "loss": "training"}}}
+    assert style.describe_hessians([part, head]) == ", 50 of 305 images of tail"
+    words = style.describe_hessians([replace(head, provenance=other)])
+    assert words == ", Hessian over test images, Hessian of the training loss"
