@@ -176,9 +176,11 @@ def interval_text(value: float, low: float, high: float, decimals: int | None = 
         power = int(np.floor(np.log10(abs(value))))
         body = interval_text(*(number / 10.0 ** power for number in (value, low, high)), decimals=2)
         return f"({body})e{power}".replace("-", "\N{MINUS SIGN}")
-    decimals = _decimals(value) if decimals is None else decimals
+    fixed = decimals is not None
+    decimals = decimals if fixed else _decimals(value)
     if abs(above - below) <= 0.02 * (above + below):
         return f"{number_text(value, decimals)} ± {number_text((below + above) / 2, decimals)}"
+    decimals = decimals if fixed else max(0, decimals - 1)      # three numbers in one cell: two digits each are enough
     return f"{number_text(value, decimals)} [{number_text(low, decimals)}, {number_text(high, decimals)}]"
 
 

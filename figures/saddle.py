@@ -49,14 +49,15 @@ def over_epochs(runs: Comparison, groups: Sequence[str], quantity: str, level: f
 
 def plot_over_epochs(ax: Axes, table: pd.DataFrame, *, color: str = "black", marker: str = "o", linestyle: str = "-",
                      filled: bool = True, label: str | None = None) -> dict:
-    """Draw value against epoch with its band low to high; columns epoch, value, low, high. Return the artists by name.
+    """Draw value against epoch with its interval low to high, a band and a bar at each epoch; return the artists by name.
 
-    Where no interval is known (NaN) there is no band.
+    Columns epoch, value, low, high. Where no interval is known (NaN) there is none.
     """
     line, = ax.plot(table["epoch"], table["value"], color=color, marker=marker, linestyle=linestyle, label=label,
                     zorder=3,
                     markerfacecolor=color if filled else "white", markeredgewidth=0.9)
     band = ax.fill_between(table["epoch"], table["low"], table["high"], color=color, alpha=0.16, linewidth=0, zorder=2)
+    ax.vlines(table["epoch"], table["low"], table["high"], color=color, alpha=0.5, linewidth=0.9, linestyle=linestyle, zorder=2)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     return {"line": line, "band": band}
 
@@ -71,7 +72,8 @@ def draw_extreme_ratio(runs: Comparison, options: Options) -> Figure:
 def draw_negative_mass(runs: Comparison, options: Options) -> Figure:
     """Draw the fraction of eigenvalues below -threshold over epochs: one panel an optimizer, one line a class group."""
     figure, axes, table = _draw_quantity(runs, options, "negative_mass")
-    axes[0].set_ylim(0, min(1.0, _top(table)))
+    # The whole interval: quadrature with few steps may leave most of the axis open, and that is what there is to see.
+    axes[0].set_ylim(0, min(1.0, 1.05 * np.nanmax(table[["value", "high"]])) or 1.0)
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     return figure
 

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"{store.path}: {', '.join(groups)} at epoch {', '.join(map(str, epochs))}; "
                   f"at most {each} products for each of {len(groups) * len(epochs)} spectra")
         if args.dry_run:
-            say(args, _forecast(subject, epochs[0], groups, settings, each * len(epochs)))
+            shown.append({"run": str(store.path), **_forecast(subject, epochs[0], groups, settings, each * len(epochs))})
+            say(args, "forecast: at most {minutes:.1f} minutes and {gigabytes:.2f} GiB on {device}, engine {engine}".format(**shown[-1]))
             continue
         with Progress(each * len(groups) * len(epochs), str(store.path), quiet=args.quiet or args.json, unit="product") as bar:
             for index, (epoch, group) in enumerate((e, g) for e in epochs for g in groups):
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
                 shown.append({"run": str(store.path), **summary(record), "stored_before": not fresh})
         for row in shown[-len(groups) * len(epochs):]:
             say(args, "\n".join(_lines(row)))
-    emit_json(args, {"spectra": shown})
+    emit_json(args, {"forecast" if args.dry_run else "spectra": shown})
     if not args.dry_run:
         say(args, f"next: landscape figures spectra {' '.join(map(str, args.runs))}")
     return 0
@@ -155,8 +156,8 @@ def _groups(subject, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _forecast(subject, epoch: int, groups: list[str], settings, products: int) -> str:
-    """Time one product of each group and say what all of them would take."""
+def _forecast(subject, epoch: int, groups: list[str], settings, products: int) -> dict:
+    """Time one block of products of each group and return what all of them would take."""
     import time
 
     import torch
@@ -176,5 +177,5 @@ def _forecast(subject, epoch: int, groups: list[str], settings, products: int) -
         operator.matmat(block)
         seconds += (time.perf_counter() - started) / settings.num_probes * products
         held += operator.held_bytes + 4 * operator.size * settings.num_probes * (settings.num_matvecs + 1)
-    return (f"forecast: at most {seconds / 60:.1f} minutes and {held / 2**30:.2f} GiB on {operator.device}, "
-            f"engine {operator.engine}")
+    return {"products": products * len(groups), "minutes": seconds / 60, "gigabytes": held / 2**30,
+            "device": str(operator.device), "engine": operator.engine}

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     images = _num_images(runs[0].config, args.data_dir)
     say(args, _outline(study, runs))
     if args.dry_run:
+        emit_json(args, {"study": study.name, "runs": [run.name for run in runs], "forecast": _outline(study, runs)})
         return 0
     _claim(folder, study)
     _compute(args, study, runs, folder, images)

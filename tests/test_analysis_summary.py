@@ -133,7 +133,7 @@ def test_accuracy_frame_keeps_every_evaluated_epoch_of_every_run(runs):
 
 def test_intervals_share_the_decimals_of_their_value():
     assert summary.interval_text(-59.01, -62.21, -55.81) == "−59.0 ± 3.2"
-    assert summary.interval_text(0.5, 0.4, 0.9) == "0.500 [0.400, 0.900]"
+    assert summary.interval_text(0.5, 0.4, 0.9) == "0.50 [0.40, 0.90]"
     assert summary.interval_text(2.0, np.nan, np.nan) == "2.00"
     assert summary.interval_text(np.nan, 1.0, 2.0) == "absent"
     assert summary.interval_text(-5.2e-9, -7.4e-9, -3.0e-9) == "(−5.20 ± 2.20)e−9"
