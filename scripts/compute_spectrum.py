@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
                   f"at most {each} products for each of {len(groups) * len(epochs)} spectra")
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(subject, epochs[0], groups, settings, each * len(epochs))})
-            say(args, "forecast: at most {minutes:.1f} minutes and {gigabytes:.2f} GiB on {device}, engine {engine}".format(**shown[-1]))
+            say(args, "forecast: at most {minutes:.1f} minutes and {gigabytes:.2f} GiB on {device}, engine {engine}"
+                .format(**shown[-1]))
             continue
         with Progress(each * len(groups) * len(epochs), str(store.path), quiet=args.quiet or args.json, unit="product") as bar:
             for index, (epoch, group) in enumerate((e, g) for e in epochs for g in groups):
