@@ -34,8 +34,9 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
         try:
             _watch(futures, queue, report)
         except BaseException:
+            processes = list((pool._processes or {}).values())      # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(pool._processes.values()):
+            for process in processes:
                 process.terminate()
             raise
 

@@ -202,6 +202,12 @@ def test_a_mistake_is_one_line_and_exit_2(words, word, finished, study_file, cap
     assert word in refusal(capsys, *(text.format(**places) for text in words))
 
 
+def test_a_mistake_found_in_a_worker_is_one_line_too(study_file, capsys, tmp_path):
+    path = tmp_path / "mistaken.toml"
+    path.write_text(TINY.replace("epochs = [1, 2]", 'epochs = [1, 2]\ngroups = ["tail", "class:99"]'), encoding="utf-8")
+    assert "group 'class:99' is unknown" in refusal(capsys, "study", path, "--out", tmp_path / "out", "--workers", "2", "--quiet")
+
+
 def test_a_folder_of_another_study_is_refused_and_left_alone(finished, study_file, capsys, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text(TINY.replace("dpi = 60", "dpi = 61"), encoding="utf-8")
