@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from landscape.errors import InputError
-from landscape.parameters import split_like
+from landscape.parameters import flatten, split_like
 
 SampleLosses = Callable[[nn.Module, Any], Tensor]
 
@@ -108,6 +108,21 @@ class Objective:
             losses = self.losses(self.model, tree_unflatten(list(batch.tensors), batch.structure))
         return (self._per_sample(losses, batch) * batch.weights).sum()
 
+    def product(self, theta: Tensor, v: Tensor, batch: Batch, fixed: Sequence[Tensor] | None = None) -> Tensor:
+        """Return H v, the derivative of the gradient at theta in direction v, forward over reverse (Pearlmutter 1994)."""
+        return torch.func.jvp(torch.func.grad(lambda t: self(t, batch, fixed)), (theta,), (v,))[1]
+
+    def product_in_place(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v at the parameters that `self.model` holds, reverse over reverse; its graph lives with it."""
+        leaves = self.leaves()
+        with torch.enable_grad():
+            gradient = gradient_of(self.in_place(batch), leaves, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return gradient_of((gradient * v).sum(), leaves, retain_graph=True)
+        return product
+
     def leaves(self) -> list[nn.Parameter]:
         """Return the parameters of `self.model` that form theta, in order."""
         parameters = dict(self.model.named_parameters())
@@ -130,6 +145,13 @@ class Objective:
     def double(self) -> "Objective":
         """Return the objective in float64."""
         return replace(self, model=copy.deepcopy(self.model).double(), fixed={k: _double(v) for k, v in self.fixed.items()})
+
+
+def gradient_of(value: Tensor, leaves: Sequence[Tensor], **options: bool) -> Tensor:
+    """Return d value / d leaves as one vector; zero where the value does not depend on a leaf."""
+    if not value.requires_grad:
+        return torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=value.dtype, device=value.device)
+    return flatten(torch.autograd.grad(value, leaves, materialize_grads=True, **options))
 
 
 def refuse_random(objective: Objective, theta: Tensor, batch: Batch) -> None:

@@ -129,8 +129,9 @@ class HessianOperator:
             refuse_false_gradient(self._objective, self.theta, self.batches[0])
             if first:
                 self._prepare_batches()
-            self.engine, self.reasons, prepare = self._choose_engine()
-        self._products = plan.Kept(prepare, self.batches, self._budget)
+            chosen = plan.choose(self._objective, self.theta, self.batches, self._wanted, self._traces)
+        self.engine, self.reasons = chosen.engine, chosen.reasons
+        self._products = plan.Kept(chosen.prepare, self.batches, self._budget)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return H v, (d,) -> (d,)."""
@@ -211,23 +212,6 @@ class HessianOperator:
         """Return the model's own parameters that form theta."""
         parameters = dict(self._model.named_parameters())
         return {name: parameters[name] for name in self._names}
-
-    def _choose_engine(self) -> tuple[str, dict[str, str], products.Prepare]:
-        """Return the first engine that passes its checks, why the ones before it did not, and its `prepare`."""
-        reasons: dict[str, str] = {}
-        for name in (products.EXACT if self._wanted == "auto" else (self._wanted,)):
-            try:
-                prepare = products.ENGINES[name](self._objective, self.theta, self._traces)
-                for batch in {batch.shapes: batch for batch in reversed(self.batches)}.values():     # one of each shape
-                    values = products.check(prepare(batch)[0], self.theta, products.tolerance(name, self.dtype))
-                    products.confirm(name, values, self._objective, self.theta, batch)
-                return name, reasons, prepare
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError) as reason:
-                reasons[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-        causes = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise InputError(f"no exact Hessian-vector product for this network ({causes})")
 
 
 def _choose(parameters: dict[str, nn.Parameter], names: Sequence[str] | None) -> dict[str, nn.Parameter]:

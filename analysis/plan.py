@@ -1,16 +1,46 @@
-"""What stays in memory between products: linearised microbatches up to a budget, the others computed anew each time."""
+"""How products are made: by which engine, and which microbatches stay in memory between them."""
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from analysis.objective import Batch
-from analysis.products import Product
+from analysis import products
+from analysis.objective import Batch, Objective
+from analysis.products import Prepare, Product
 from landscape.errors import InputError
 
 SHARE = 0.5     # of the free memory: vectors, bases and other processes need the rest
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The engine that serves an objective, and why those before it do not."""
+
+    engine: str
+    reasons: dict[str, str]
+    prepare: Prepare
+
+
+def choose(objective: Objective, theta: Tensor, batches: list[Batch], wanted: str, traces: dict) -> Choice:
+    """Return the first engine that passes its checks on one batch of each shape; `wanted` is a name or "auto"."""
+    reasons: dict[str, str] = {}
+    for name in (products.EXACT if wanted == "auto" else (wanted,)):
+        try:
+            prepare = products.ENGINES[name](objective, theta, traces)
+            for batch in {batch.shapes: batch for batch in reversed(batches)}.values():
+                values = products.check(prepare(batch)[0], theta, products.tolerance(name, theta.dtype))
+                products.confirm(name, values, objective, theta, batch)
+            return Choice(name, reasons, prepare)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as reason:
+            reasons[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+    causes = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise InputError(f"no exact Hessian-vector product for this network ({causes})")
 
 
 class Kept:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from analysis.objective import Batch, Objective
+from analysis.objective import Batch, Objective, gradient_of
 from analysis.tracing import Split, TracingError, held_bytes, trace_split
 from landscape.errors import InputError
-from landscape.parameters import flatten, split_like
+from landscape.parameters import split_like
 
 Product = Callable[[Tensor], Tensor]            # rows (k, d) -> rows (k, d)
 Prepare = Callable[[Batch], tuple[Product, int]]    # a batch -> its product, and the bytes that it keeps
@@ -69,7 +69,7 @@ class Linearized:
 
         def product(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
             local = replace(batch, tensors=tensors[:count], weights=tensors[count])
-            return forward_over_reverse(lambda t: self.objective(t, local, tensors[count + 1:]), theta, v)
+            return self.objective.product(theta, v, local, tensors[count + 1:])
         return product
 
 
@@ -81,7 +81,7 @@ def linearized(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
 def jvp(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Differentiate the gradient in direction v, forward over reverse; nothing is kept."""
     def prepare(batch: Batch) -> tuple[Product, int]:
-        return lambda V: apply_rows(lambda v: forward_over_reverse(lambda t: objective(t, batch), theta, v), V), 0
+        return lambda V: apply_rows(lambda v: objective.product(theta, v, batch), V), 0
     return prepare
 
 
@@ -89,10 +89,8 @@ def reverse(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Differentiate <gradient, v>, reverse over reverse, on the module's own parameters; the graph is built for each block."""
     def prepare(batch: Batch) -> tuple[Product, int]:
         def product(V: Tensor) -> Tensor:
-            leaves = objective.leaves()
-            with torch.enable_grad():
-                gradient = _gradient(objective.in_place(batch), leaves, create_graph=True)
-                return torch.stack([_gradient((gradient * v).sum(), leaves, retain_graph=True) for v in V])
+            row = objective.product_in_place(batch)
+            return torch.stack([row(v) for v in V])
         return product, 0
     return prepare
 
@@ -120,14 +118,9 @@ def gradient(objective: Objective, theta: Tensor, batch: Batch) -> Tensor:
     try:
         _assign(leaves, split_like(theta, leaves))
         with torch.enable_grad():
-            return _gradient(objective.in_place(batch), leaves)
+            return gradient_of(objective.in_place(batch), leaves)
     finally:
         _assign(leaves, saved)
-
-
-def forward_over_reverse(function: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor) -> Tensor:
-    """Return the derivative of grad(function) at theta in direction v."""
-    return torch.func.jvp(torch.func.grad(function), (theta,), (v,))[1]
 
 
 def apply_rows(product: Callable[[Tensor], Tensor], V: Tensor) -> Tensor:
@@ -224,13 +217,6 @@ def tolerance(engine: str, dtype: torch.dtype) -> float:
     """Return the relative difference up to which products count as equal: 10^3 units of rounding; more for differences."""
     eps = torch.finfo(dtype).eps
     return 1e2 * eps ** (1 / 3) if engine == "differences" else 1e3 * eps
-
-
-def _gradient(value: Tensor, leaves: Sequence[Tensor], **options) -> Tensor:
-    """Return d value / d leaves as one vector; zero where the value does not depend on a leaf."""
-    if not value.requires_grad:
-        return torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=value.dtype, device=value.device)
-    return flatten(torch.autograd.grad(value, leaves, materialize_grads=True, **options))
 
 
 @torch.no_grad()
