@@ -143,7 +143,7 @@ def test_a_callable_from_the_current_folder_builds_the_model(own_module):
 
 @pytest.mark.parametrize("target, message", [
     ("my_own_nets:absent", "has no 'absent'"),
-    ("my_own_nets:size", "is int: expected something to call"),
+    ("my_own_nets:size", "is of type int: expected something to call"),
     ("my_own_nets:wrong", "returned list: expected a torch.nn.Module"),
     ("no_such_module_here:build", "cannot be imported .*No module named 'no_such_module_here'"),
     ("my_own_nets:", "is no module:callable"),

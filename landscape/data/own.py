@@ -5,21 +5,15 @@ of any scale. Labels are whole numbers from 0. Normalization uses the mean and s
 file becomes code: arrays are read without pickles, and `module:callable` comes from the command line or a call alone.
 """
 
-import os
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from inspect import signature
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.callables import call_named
 from landscape.data.augment import Augmentation
 from landscape.data.dataset import LongTailData, Split, channel_statistics
 from landscape.errors import InputError
@@ -48,13 +42,7 @@ def load_callable(name: str) -> LongTailData:
     The four are (train_images, train_labels, test_images, test_labels), NumPy or torch. Modules in the working folder
     are found after installed ones. Errors inside the callable are its own and pass through.
     """
-    with _working_folder_importable():
-        found = _find_callable(name)
-        try:
-            signature(found).bind()
-        except TypeError as error:
-            raise InputError(f"{name} cannot be called without arguments ({error})") from None
-        answer = found()
+    answer = call_named(name, {})
     if isinstance(answer, LongTailData):
         return answer
     if not isinstance(answer, (tuple, list)) or len(answer) != 4:
@@ -135,30 +123,3 @@ def _as_array(name: str, values: np.ndarray | Tensor) -> np.ndarray:
         raise InputError(f"{name} has {found} among its images and labels: expected arrays of whole or floating "
                          "numbers")
     return values
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.append(folder)  # a console script does not have it; last, so that it shadows nothing
-    try:
-        yield
-    finally:
-        # From the end: the same folder may have been on the path before.
-        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
-
-
-def _find_callable(name: str) -> Callable:
-    module, _, attribute = name.partition(":")
-    try:
-        home = import_module(module)
-    except ImportError as error:
-        raise InputError(f"{name} cannot be imported ({error}): expected module:callable, with the module installed or "
-                         "in the working folder") from None
-    try:
-        found = attrgetter(attribute)(home)
-    except AttributeError as error:
-        raise InputError(f"{name} does not exist ({error}): expected the name of something to call") from None
-    if not callable(found):
-        raise InputError(f"{name} is of type {type(found).__name__}: expected something to call without arguments")
-    return found
