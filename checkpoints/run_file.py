@@ -35,6 +35,14 @@ def mark_finished(folder: Path) -> None:
     write_run_file(folder, replace(read_run_file(folder), finished=True))
 
 
+def amend_provenance(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
+    """Add entries to the provenance in run.json, in place of any of the same names; return the whole."""
+    content = read_run_file(folder)
+    changed = replace(content, provenance=content.provenance | plain_config(entries))
+    write_run_file(folder, changed)
+    return changed.provenance
+
+
 def read_run_file(folder: Path) -> RunFile:
     """Read run.json; RecordError, naming the folder, where it is absent, damaged, or newer than this package."""
     path = folder / FILE_NAME

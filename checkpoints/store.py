@@ -88,6 +88,11 @@ class RunStore:
         """Note that training has reached its end."""
         run_file.mark_finished(self.path)
 
+    def amend_provenance(self, **entries: Any) -> None:
+        """Add to what run.json says of where the run comes from. Only inside `with store.writer():`."""
+        self._require_writer("amend_provenance")
+        self.provenance = run_file.amend_provenance(self.path, entries)
+
     def metrics(self) -> "pd.DataFrame":
         """Return metrics.csv, one row a finished epoch; NaN where a row has no value. Empty before the first epoch."""
         import pandas as pd    # slow to load, and no trainer needs it
@@ -144,9 +149,7 @@ class RunStore:
 
     def recorder(self) -> Recorder:
         """Return what the trainer records to. Only inside `with store.writer():`."""
-        if not self._is_writer:
-            raise RuntimeError(f"{self.path}: recorder() needs this process to be the writer: use it inside "
-                               "`with store.writer():`")
+        self._require_writer("recorder")
         return Recorder(self)
 
     def journal(self, name: str) -> Journal:
@@ -157,6 +160,11 @@ class RunStore:
         """Append a line to train.log."""
         with open(self.path / LOG, "a", encoding="utf-8") as file:
             file.write(text.rstrip("\n") + "\n")
+
+    def _require_writer(self, name: str) -> None:
+        if not self._is_writer:
+            raise RuntimeError(f"{self.path}: {name}() needs this process to be the writer: use it inside "
+                               "`with store.writer():`")
 
     def _read_file(self, kind: str, path: Path) -> Any:
         record = read_record(path, KINDS[kind].cls)

@@ -33,7 +33,7 @@ from landscape.optimizers import Closure, GroupSAM, build_optimizer
 from landscape.schedules import learning_rate
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
 
-__all__ = ["Recorder", "TrainConfig", "TrainResult", "build_network", "choose_device", "train", "training_data"]
+__all__ = ["Recorder", "TrainConfig", "TrainResult", "build_network", "check_outputs", "choose_device", "train", "training_data"]
 
 
 class Recorder(Protocol):
@@ -125,7 +125,7 @@ class _Run:
         self.config, self.device, self.dtype = config, choose_device(config.device), getattr(torch, config.dtype)
         self.data = data.to(self.device)
         self.model = (build_network(config, data) if model is None else model).to(self.device, self.dtype)
-        _check_outputs(self.model, self.data, self.dtype)
+        check_outputs(self.model, self.data, self.dtype)
         self.optimizer: GroupSAM = build_optimizer(config, self.model)
         self.loss = build_loss(config.loss, data.counts, **config.loss_options).to(self.device, self.dtype)
         self.class_weights = None
@@ -195,7 +195,8 @@ def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
 
 
 @torch.no_grad()
-def _check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> None:
+def check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> None:
+    """Raise InputError where the model does not return one logit a class for the data's images."""
     # Also finds a label that no output stands for, which on a GPU would end in an assertion of the device.
     with evaluation_mode(model), torch.random.fork_rng(devices=[]):
         shape = tuple(model(data.inputs(data.train.images[:2], dtype)).shape)

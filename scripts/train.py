@@ -73,17 +73,24 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
     path = args.out or Path("runs") / slug(config)
-    store = RunStore.create(path, config.identity(), provenance=_origin(config, data))
-    if store.provenance.get("data_hash", data.hash) != data.hash:
-        raise InputError(
-            f"{path} was begun on other images or labels than dataset={config.dataset!r} holds now: "
-            "put them back, or choose another --out"
-        )
+    store = RunStore.create(path, config.identity(), provenance=origin(config, data))
+    check_origin(store, config, data)
+    if "imported" in store.provenance:
+        raise InputError(f"{path} holds weights imported from elsewhere, which are not trained on: choose another --out")
     if store.finished:
         say(args, f"{path}: finished before; nothing to train")
     else:
         _train(args, config, data, store)
     return _report(args, store)
+
+
+def check_origin(store: RunStore, config: TrainConfig, data: LongTailData) -> None:
+    """Refuse to go on with a run whose data have changed."""
+    if store.provenance.get("data_hash", data.hash) != data.hash:
+        raise InputError(
+            f"{store.path} was begun on other images or labels than dataset={config.dataset!r} holds now: "
+            "put them back, or choose another --out"
+        )
 
 
 def slug(config: TrainConfig) -> str:
@@ -124,7 +131,8 @@ def _gpu(args: argparse.Namespace) -> str:
     return "cpu"
 
 
-def _origin(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
+def origin(config: TrainConfig, data: LongTailData, **more: Any) -> dict[str, Any]:
+    """Return where a run comes from: this process, its data and its device, and `more`."""
     return provenance(
         data_hash=data.hash,
         class_counts=data.counts.tolist(),
@@ -132,6 +140,7 @@ def _origin(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
         notes=list(data.notes),
         device=str(choose_device(config.device)),
         threads=config.threads or torch.get_num_threads(),
+        **more,
     )
 
 

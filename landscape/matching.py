@@ -1,0 +1,205 @@
+"""Whose weight is whose: the names in a file matched to the names of a model, every one or none.
+
+Three readings of the names are tried, each on both sides, so that a model whose own names begin with `model.` loses
+nothing:
+
+    1. as they are
+    2. without the names of wrappers: `module` (DataParallel) and `_orig_mod` (torch.compile) anywhere; `model`, `net`,
+       `network`, `backbone` and `encoder` (SSE-SAM's ResnetEncoder) at the front
+    3. and with other codes' words for our parts: `linear` for fc (Saddle-LongTail), `shortcut` for downsample
+
+Two things are done to values: a cosine head stored as (features, classes), as Saddle-LongTail and LDAM-DRW do, is
+transposed, and absent counters of BatchNorm, which no evaluation reads, become 0. Both are reported, as are new names.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from math import isqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.models import ARCHITECTURES, CosineHead
+from landscape.snapshot import load_arrays, state_arrays
+from landscape.weights import Weights
+
+ANYWHERE = {"module", "_orig_mod"}
+IN_FRONT = ANYWHERE | {"model", "net", "network", "backbone", "encoder"}
+OTHER_WORDS = {"linear": "fc", "shortcut": "downsample"}
+COUNTER = "num_batches_tracked"
+SHOWN = 3
+MOST_TRIED = 8              # numbers of classes, where a file is tried against the architectures of ours
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Which tensor of a file belongs to which name of a model, and what stands against it."""
+
+    sources: dict[str, str]         # name in the model -> name in the file
+    transposed: tuple[str, ...]     # names in the model
+    counters: tuple[str, ...]       # counters of BatchNorm that the file lacks
+    missing: tuple[str, ...]        # names in the model
+    unexpected: tuple[str, ...]     # names in the file
+    misshapen: tuple[str, ...]      # one text a tensor
+
+    @property
+    def problems(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+
+    def changes(self) -> Iterator[str]:
+        """Yield what was done to names and values, one short text each."""
+        renamed = [(source, name) for name, source in self.sources.items() if source != name]
+        if renamed:
+            yield f"{len(renamed)} names changed ({renamed[0][0]} is {renamed[0][1]})"
+        yield from (f"{name} transposed" for name in self.transposed)
+        if self.counters:
+            yield f"{len(self.counters)} counters {COUNTER} absent, set to 0"
+
+
+def load_weights(model: nn.Module, weights: Weights, *, ignore: Iterable[str] = (),
+                 called: str = "the model") -> tuple[str, ...]:
+    """Put a file's weights into a model; return what was done to their names and values, for people.
+
+    `ignore` holds patterns (as of a shell) of names in the file to leave out. Everything else must be found on both
+    sides with its shape, be finite, and read back from the model as the file has it; otherwise an InputError names the
+    first few that do not fit, and the architecture of ours that the file does fit. The model is then unchanged.
+    """
+    offered = _without(weights, tuple(ignore))
+    before = state_arrays(model)
+    match = match_names(offered, model)
+    if match.problems:
+        raise InputError(f"{weights.path} does not fit {called}: {_listed(match)}{_suggestion(offered)}")
+    arrays = {name: _values(match, offered, name, before) for name in before}
+    _refuse_not_finite(weights, match, arrays)
+    load_arrays(model, arrays)
+    if lost := [name for name, array in state_arrays(model).items() if not np.array_equal(array, arrays[name])]:
+        load_arrays(model, before)
+        raise InputError(f"{weights.path}: the model does not hold {_some(lost)} as the file does: a tensor that it uses "
+                         "under two names must be the same under both, and float64 weights need dtype=float64")
+    return tuple(match.changes())
+
+
+def match_names(offered: Mapping[str, Tensor], model: nn.Module) -> Match:
+    """Return the first reading of the names that fits, else the one against which least stands."""
+    matches = [_match(offered, model, reading) for reading in (_as_it_is, _unwrapped, _translated)]
+    return min((match for match in matches if match), key=lambda match: match.problems)
+
+
+def _match(offered: Mapping[str, Tensor], model: nn.Module, reading: Callable[[str], str]) -> Match | None:
+    state = model.state_dict(keep_vars=True)
+    ours, theirs = {reading(name): name for name in state}, {reading(name): name for name in offered}
+    if len(ours) < len(state) or len(theirs) < len(offered):
+        return None     # two names read the same; as they are, no two do
+    sources = {name: theirs[read] for read, name in ours.items() if read in theirs}
+    sources |= _shared(state, sources)
+    absent = [name for name in state if name not in sources]
+    turned = tuple(name for name in _cosine_weights(model) if name in sources
+                   and _is_turned(offered[sources[name]], state[name], sources[name]))
+    wrong = (_difference(offered[source], state[name], name, source) for name, source in sources.items() if name not in turned)
+    return Match(sources, turned, tuple(name for name in absent if name.endswith(COUNTER)),
+                 tuple(name for name in absent if not name.endswith(COUNTER)),
+                 tuple(name for read, name in theirs.items() if read not in ours), tuple(text for text in wrong if text))
+
+
+def _as_it_is(name: str) -> str:
+    return name
+
+
+def _unwrapped(name: str) -> str:
+    *parts, last = name.split(".")
+    parts = [part for part in parts if part not in ANYWHERE]
+    while parts and parts[0] in IN_FRONT:
+        del parts[0]
+    return ".".join([*parts, last])
+
+
+def _translated(name: str) -> str:
+    return ".".join(OTHER_WORDS.get(part, part) for part in _unwrapped(name).split("."))
+
+
+def _shared(state: Mapping[str, Tensor], sources: Mapping[str, str]) -> dict[str, str]:
+    """Find sources for parameters that the model uses under two names, of which safetensors stores one."""
+    by_tensor = {id(state[name]): source for name, source in sources.items()}
+    return {name: by_tensor[id(value)] for name, value in state.items() if name not in sources and id(value) in by_tensor}
+
+
+def _cosine_weights(model: nn.Module) -> list[str]:
+    return [f"{name}.weight" if name else "weight" for name, module in model.named_modules() if isinstance(module, CosineHead)]
+
+
+def _is_turned(found: Tensor, expected: Tensor, source: str) -> bool:
+    if found.ndim != 2 or found.shape != expected.shape[::-1]:
+        return False
+    return found.shape[0] != found.shape[1] or "linear" in source.split(".")     # square: only the name tells
+
+
+def _difference(found: Tensor, expected: Tensor, name: str, source: str) -> str:
+    if found.shape != expected.shape:
+        return f"{source} is {tuple(found.shape)}, the model's {name} is {tuple(expected.shape)}"
+    if found.is_floating_point() != expected.is_floating_point():
+        return f"{source} is of type {_type(found)}, the model's {name} of {_type(expected)}"
+    return ""
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _without(weights: Weights, patterns: tuple[str, ...]) -> dict[str, Tensor]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in weights.tensors):
+            raise InputError(f"ignore={pattern!r} matches no name in {weights.path}: expected a pattern such as "
+                             f"'{next(iter(weights.tensors))}'")
+    return {name: value for name, value in weights.tensors.items()
+            if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _values(match: Match, offered: Mapping[str, Tensor], name: str, before: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name not in match.sources:
+        return np.zeros_like(before[name])
+    value = offered[match.sources[name]]
+    return (value.T if name in match.transposed else value).numpy().copy()
+
+
+def _refuse_not_finite(weights: Weights, match: Match, arrays: Mapping[str, np.ndarray]) -> None:
+    bad = [match.sources.get(name, name) for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise InputError(f"{weights.path} holds NaN or infinite numbers in {_some(bad)}: its training diverged; take an "
+                         "earlier checkpoint")
+
+
+def _listed(match: Match) -> str:
+    kinds = {"missing": match.missing, "unexpected": match.unexpected, "misshapen": match.misshapen}
+    return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _suggestion(offered: Mapping[str, Tensor]) -> str:
+    """Name the architecture of ours that the file fits, with its number of classes, where there is one."""
+    sizes = sorted({size for value in offered.values() if value.ndim == 2 for size in value.shape})[:MOST_TRIED]
+    inputs = _possible_inputs(offered)
+    for arch, classes, (channels, side), cosine in product(ARCHITECTURES, sizes, inputs, (False, True)):
+        with torch.device("meta"):      # shapes alone: no memory, no time
+            model = ARCHITECTURES[arch](classes, channels, side, cosine)
+        if match_names(offered, model).problems == 0:
+            head = "a cosine head (loss=LDAM)" if cosine else "a linear head (loss=CE, LA or VS)"
+            return f"; it fits arch={arch} with {classes} classes, {channels} channels, {head}"
+    return "; ignore=PATTERN leaves names out"
+
+
+def _possible_inputs(offered: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Return (channels, side) of the images that the first layer may have been made for."""
+    first = next((value for value in offered.values() if value.ndim in (2, 4) and value.shape[1]), None)
+    if first is None:
+        return []
+    if first.ndim == 4:
+        return [(first.shape[1], 1)]
+    return [(channels, isqrt(first.shape[1] // channels) or 1) for channels in (1, 3)]
