@@ -24,6 +24,7 @@ COMMANDS = {
     "surface": "scripts.compute_surface",
     "figures": "scripts.draw_figures",
     "study": "scripts.run_study",
+    "import": "scripts.import_weights",
     "inspect": "scripts.show_run",
     "doctor": "scripts.check_setup",
 }

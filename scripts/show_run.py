@@ -87,15 +87,28 @@ def _surface(record: Surface) -> dict[str, Any]:
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:
-    yield f"{document['run']}: training {'finished' if document['finished'] else 'not finished'}"
+    yield f"{document['run']}: {_state(document)}"
     yield "\nconfiguration"
     yield from _pairs(document["config"])
     yield "\nprovenance"
-    yield from _pairs(document["provenance"])
+    yield from _pairs({name: value for name, value in document["provenance"].items() if name != "imported"})
+    yield from _import_lines(document["provenance"].get("imported", {}))
     yield f"\ncheckpoints at epochs: {', '.join(map(str, document['epochs'])) or 'none'}"
     yield from _metrics_lines(document["metrics"])
     yield from _curvature_lines(document["curvatures"])
     yield from _surface_lines(document["surfaces"])
+
+
+def _state(document: dict[str, Any]) -> str:
+    done = "finished" if document["finished"] else "not finished"
+    return f"imported, {done}" if "imported" in document["provenance"] else f"training {done}"
+
+
+def _import_lines(imported: dict[str, Any]) -> Iterator[str]:
+    if imported:
+        yield "\nimported weights (settings of the training are known as far as they were stated)"
+    for epoch, source in sorted(imported.items(), key=lambda item: int(item[0])):
+        yield f"  epoch {epoch}: {source['file']}, SHA-256 {source['sha256']}"
 
 
 def _pairs(values: dict[str, Any]) -> Iterator[str]:
