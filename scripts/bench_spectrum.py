@@ -1,0 +1,271 @@
+"""Time of a whole spectrum of a stored checkpoint: ours beside PyHessian, with the errors of both.
+
+    python scripts/bench_spectrum.py RUN --data_dir datasets --group tail --json docs/results/bench-spectrum-tail.json
+
+A spectrum is: five eigenpairs at each end to a stated residual, a density of 100 Lanczos steps, and the trace to a
+standard error of 5 %. Ours is timed as a whole and split into set-up, products and the rest. PyHessian is run by its own
+stopping rules, then extrapolated to the same residuals and the same error of the trace; its product takes so many times as
+long as ours as an interleaved measurement of both shows. The reference is in float64, with a tighter residual, and its
+trace from many more probes. `--parts` bounds the time: parts already in the `--json` file are kept there.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # run as a file: Python has put this folder on the path, and not the one above it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from analysis.pipeline import Subject
+from checkpoints.store import RunStore
+from landscape.errors import InputError
+from scripts import bench_timing as timing
+from scripts.bench_case import Case
+from scripts.bench_pyhessian import equal_residuals
+from scripts.cli import reported
+from scripts.compute_spectrum import add_place_arguments, chosen_epochs
+from scripts.options import Parser
+
+PROG = "bench_spectrum.py"
+PARTS = ("ours", "pyhessian", "reference")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; exit status 2 and one line for a mistake of the user."""
+    return reported(PROG, lambda: run(parser().parse_args(argv)))
+
+
+def parser() -> Parser:
+    made = Parser(prog=PROG, description=(__doc__ or "").partition("\n")[0])
+    made.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    made.add_argument("--epoch", default="last", help="last, or the number of a stored epoch")
+    made.add_argument("--group", nargs="+", default=["tail", "head"], metavar="GROUP", help="groups of classes")
+    made.add_argument("--max_samples", nargs="+", type=int, metavar="N", help="images of each group, one number for all or "
+                      "one a group, 0 for all images (default: all of the tail, 256 of any other)")
+    made.add_argument("--batch_size", type=int, default=128, help="images of a batch of ours")
+    made.add_argument("--num_matvecs", type=int, default=100, help="Lanczos steps of the density, ours and PyHessian's")
+    made.add_argument("--num_probes", type=int, default=1, help="random starts of our density; PyHessian's default is 1")
+    made.add_argument("--num_pairs", type=int, default=5, help="eigenpairs at each end")
+    made.add_argument("--tol", type=float, default=1e-3, help="residual of a pair, relative to its eigenvalue")
+    made.add_argument("--trace_error", type=float, default=0.05, help="standard error of the trace, relative")
+    made.add_argument("--engine", default="auto", help="of our products")
+    made.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run now")
+    made.add_argument("--pyhessian_products", choices=("ours", "own"), default="ours", help="run PyHessian's code on our faster "
+                      "products, which leaves its counts and results as they are, or on its own")
+    made.add_argument("--minutes", type=float, default=8.0, help="stop PyHessian after so many minutes a group")
+    made.add_argument("--reference_tol", type=float, default=1e-5, help="residual of the float64 reference")
+    made.add_argument("--reference_products", type=int, default=150, help="float64 products for that, at most")
+    made.add_argument("--reference_probes", type=int, default=64, help="probes of the reference trace")
+    made.add_argument("--rounds", type=int, default=5, help="rounds of the interleaved products")
+    made.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    made.add_argument("--seed", type=int, default=0)
+    add_place_arguments(made)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write everything, versions and device; parts there are kept")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the parts asked for, and print what is known of every group."""
+    device = timing.set_up_torch(args.threads, args.device)
+    limits, store = _check(args), RunStore.open(args.run)
+    subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
+    epoch = chosen_epochs(store, [args.epoch])[-1]
+    subject.load(epoch)
+    document = _document(args, subject, epoch, device)
+    for group, limit in zip(args.group, limits):
+        case = Case(args, subject, group, limit)
+        entry = document["groups"].setdefault(group, {"inputs": case.inputs()})
+        if entry["inputs"] != case.inputs():
+            raise InputError(f"{args.json} holds {group} with other settings: choose another file")
+        for part in PARTS:
+            if part in args.parts:
+                entry[part] = getattr(case, part)(entry) | {"machine": timing.machine(device)}
+                timing.write_json(args.json, document)
+        entry["summary"] = summarize(entry, args.tol, args.trace_error)
+        timing.write_json(args.json, document)
+        print(_report(group, document, entry))
+    return 0
+
+
+def summarize(entry: dict, tol: float, trace_error: float) -> dict[str, Any]:
+    """Set the parts side by side: seconds of each, how many times as long PyHessian takes, and errors of both."""
+    ours, peer, exact = (entry.get(part) for part in PARTS)
+    found: dict[str, Any] = {}
+    if ours:
+        found["ours"] = _own_times(ours) | (_errors(ours["values"], ours["trace"], exact) if exact else {})
+    if ours and peer:
+        density = ours["stages"]["density"]     # of single vectors where there is one probe, as in the rounds
+        each = peer["peer_over_ours"]["median"] * density["product_seconds"] / density["products"]
+        found["pyhessian"] = _own_rules(peer, each, exact)
+        found["pyhessian"]["times_ours"] = found["pyhessian"]["seconds"] / ours["seconds"]
+        if exact:
+            found["equal"] = _equal(entry, each, tol, trace_error)
+            found["equal"]["times_ours"] = found["equal"]["seconds"] / ours["seconds"]
+    return found
+
+
+def _own_times(ours: dict) -> dict[str, Any]:
+    stages = ours["stages"].values()
+    products, seconds = (sum(stage[name] for stage in stages) for name in ("products", "product_seconds"))
+    wide = sum(stage.get("float64_seconds", 0.0) for stage in stages)
+    rest = ours["seconds"] - ours["stages"]["set-up"]["seconds"] - seconds - wide
+    density = ours["stages"]["density"]
+    return {"seconds": ours["seconds"], "products": products, "product_seconds": seconds, "float64_seconds": wide,
+            "rest_seconds": rest, "rest_share": rest / ours["seconds"],
+            "lanczos_rest_share": 1 - density["product_seconds"] / density["seconds"]}
+
+
+def _own_rules(peer: dict, each: float, exact: dict | None) -> dict[str, Any]:
+    """Return what PyHessian's own rules cost: measured where its own products ran, else its count times its time of one."""
+    stages = peer["stages"]
+    products, other = (sum(stage[name] for stage in stages.values()) for name in ("products", "other_seconds"))
+    own = peer["products_of"] == "own"
+    inside = sum(stage["product_seconds"] for stage in stages.values()) if own else products * each
+    complete = all(stage["complete"] for stage in stages.values())
+    how = "measured" if own else "counted, times its measured product"
+    how = how if complete else "at least: stopped after --minutes"
+    found = {"seconds": peer["setup_seconds"] + inside + other, "products": products, "seconds_each": each, "how": how,
+             "rest_seconds": other}
+    if exact and complete:
+        values, samples = stages["eigenvalues"]["result"], stages["trace"]["result"]
+        largest = sorted(exact["values"], key=abs, reverse=True)[:len(values)]
+        nodes = stages["density"]["result"][0][0]
+        found |= {"upper_error": _worst(sorted(values), sorted(largest)),
+                  "lower_error": _relative(min(nodes), min(exact["values"])),
+                  "trace_error": _relative(np.mean(samples), exact["trace"]), "trace_probes": len(samples)}
+    return found
+
+
+def _equal(entry: dict, each: float, tol: float, trace_error: float) -> dict[str, Any]:
+    """Extrapolate PyHessian to the same residuals and the same standard error of the trace."""
+    ours, peer, exact = (entry[part] for part in PARTS)
+    half = len(exact["values"]) // 2
+    lower, upper = np.array(exact["values"][:half]), np.array(exact["values"][half:])
+    measure = np.array(ours["nodes"][0]), np.array(ours["weights"][0])
+    spent = equal_residuals(*measure, lower, upper, entry["inputs"]["parameters"], tol)
+    probes = math.ceil(exact["plain_trace_variance"] / (trace_error * exact["trace"])**2)
+    density = peer["stages"]["density"]
+    products = sum(row["products"] for row in spent) + probes + density["products"]
+    return {"seconds": products * each + density["other_seconds"], "products": products, "seconds_each": each,
+            "how": "extrapolated", "eigenvalues": spent, "trace_probes": probes}
+
+
+def _errors(values: Sequence[float], trace: float, exact: dict) -> dict[str, float]:
+    half = len(exact["values"]) // 2
+    return {"lower_error": _worst(values[:half], exact["values"][:half]),
+            "upper_error": _worst(values[half:], exact["values"][half:]), "trace_error": _relative(trace, exact["trace"])}
+
+
+def _worst(values: Sequence[float], exact: Sequence[float]) -> float:
+    return max(_relative(a, b) for a, b in zip(values, exact))
+
+
+def _relative(value: float, exact: float) -> float:
+    return float(abs(value - exact) / abs(exact))
+
+
+def _check(args: argparse.Namespace) -> list[int | None]:
+    """Return the number of images of each group, None for all."""
+    least = {"num_matvecs": 2, "num_probes": 1, "num_pairs": 1, "batch_size": 1, "rounds": 1, "reference_probes": 2,
+             "reference_products": 0}
+    for name, bound in least.items():
+        if getattr(args, name) < bound:
+            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {bound}")
+    for name in ("tol", "trace_error", "reference_tol", "minutes"):
+        if not getattr(args, name) > 0:
+            raise InputError(f"{name}={getattr(args, name)} is out of range: expected a number > 0")
+    if "pyhessian" in args.parts and timing.installed("pyhessian") is None:
+        raise InputError("pyhessian is not installed: pip install pyhessian, or leave it out with --parts ours reference")
+    limits = args.max_samples or [0 if group == "tail" else 256 for group in args.group]
+    limits = limits * len(args.group) if len(limits) == 1 else limits
+    if len(limits) != len(args.group) or min(limits) < 0:
+        raise InputError(f"max_samples={args.max_samples} does not fit {len(args.group)} groups: expected one number, or one "
+                         "for each, 0 for all images")
+    return [limit or None for limit in limits]
+
+
+def _document(args: argparse.Namespace, subject: Subject, epoch: int, device: torch.device) -> dict[str, Any]:
+    """Return the document to add to: that of the file, where it is of this checkpoint, else a new one."""
+    size = sum(p.numel() for p in subject.model.parameters())
+    about = {"benchmark": "spectrum", "run": args.run.resolve().name, "epoch": epoch, "checkpoint": subject.checkpoint_hash,
+             "arch": subject.config.arch, "dataset": subject.config.dataset, "parameters": size, "device": device.type}
+    if args.json is None or not args.json.exists():
+        return about | {"groups": {}}
+    try:
+        stored = json.loads(args.json.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{args.json} is not a JSON file: {error}; choose another") from error
+    differ = [name for name in about if stored.get(name) != about[name]]
+    if differ:
+        raise InputError(f"{args.json} holds another benchmark ({', '.join(differ)} differ): choose another file")
+    return stored
+
+
+def _report(group: str, document: dict[str, Any], entry: dict[str, Any]) -> str:
+    found = entry["summary"]
+    names = {"ours": "ours", "pyhessian": "PyHessian, its own rules", "equal": "PyHessian, errors as ours"}
+    head = ("", "seconds", "times ours", "products", "s each", "other s", "upper error", "lower error", "trace error", "how")
+    lines = [f"{group}: {entry['inputs']['images']} images, epoch {document['epoch']}, {document['arch']}, "
+             f"{document['parameters']} parameters; errors are relative to the float64 reference",
+             timing.table(head, [_row(label, found[name]) for name, label in names.items() if name in found])]
+    if "ours" in entry:
+        lines += _own_lines(entry["ours"], found["ours"])
+    if "pyhessian" in entry:
+        lines += _peer_lines(entry["pyhessian"])
+    if "reference" in entry:
+        exact = entry["reference"]
+        worst = max(r / abs(v) for r, v in zip(exact["residuals"], exact["values"]))
+        lines.append(f"reference: residuals below {worst:.0e} |lambda| in float64; trace {exact['trace']:.4g} +- "
+                     f"{exact['trace_standard_error']:.2g} from {exact['trace_probes']} probes")
+    return "\n".join([*lines, _last_line(entry, found)])
+
+
+def _row(label: str, row: dict[str, Any]) -> list[str]:
+    def error(name: str) -> str:
+        return f"{row[name]:.1e}" if name in row else ""
+    each = row.get("seconds_each", row.get("product_seconds", 0.0) / max(row["products"], 1))
+    rest = row.get("rest_seconds")
+    return [label, f"{row['seconds']:.1f}", f"{row.get('times_ours', 1):.2f}", str(row["products"]), f"{each:.3f}",
+            "" if rest is None else f"{rest:.1f}", error("upper_error"), error("lower_error"), error("trace_error"),
+            row.get("how", "measured")]
+
+
+def _own_lines(ours: dict[str, Any], times: dict[str, Any]) -> list[str]:
+    stages = "; ".join(f"{name} {stage['seconds']:.1f} s, {stage['products']} products"
+                       for name, stage in ours["stages"].items())
+    return [f"ours: {stages} (compiling {ours['stages']['set-up']['compile_seconds']:.1f} s, float64 check "
+            f"{times['float64_seconds']:.1f} s); choice {ours['choice']}",
+            f"  no product: {times['rest_share']:.1%} of the whole, {times['lanczos_rest_share']:.1%} of the Lanczos run; peak "
+            f"{ours['peak_bytes'] / timing.MIB:.0f} MiB; {sum(ours['converged'])} of {len(ours['converged'])} pairs converged; "
+            f"trace {ours['trace']:.4g} +- {ours['trace_standard_error']:.2g}; loss {ours['loss']:.3g}"]
+
+
+def _peer_lines(peer: dict[str, Any]) -> list[str]:
+    stages = ", ".join(f"{name} {stage['products']}{'' if stage['complete'] else ' and stopped'}"
+                       for name, stage in peer["stages"].items())
+    ratio = {name: value["median"] for name, value in peer["product_ratio"].items()}
+    return [f"PyHessian: products of {stages}; run on {'its own products' if peer['products_of'] == 'own' else 'our products'}, "
+            "with a stand-in for torch.eig",
+            f"  its product takes {ratio['pyhessian']:.2f} gradients, ours {ratio['ours']:.2f}; they differ by "
+            f"{peer['product_gap']:.0e}; its graph holds {peer['held_bytes'] / timing.MIB:.0f} MiB; by its own rules the upper "
+            "error is of the largest |lambda|, the lower one of its density's lowest node"]
+
+
+def _last_line(entry: dict[str, Any], found: dict[str, Any]) -> str:
+    if "pyhessian" not in found:
+        return "no comparison yet: run the parts ours and pyhessian"
+    engine, complete = entry["ours"]["choice"].get("engine"), not found["pyhessian"]["how"].startswith("at least")
+    equal = f", {found['equal']['times_ours']:.1f} times with errors as ours (extrapolated)" if "equal" in found else ""
+    return (f"best peer PyHessian, ours {engine}: PyHessian takes {'' if complete else 'at least '}"
+            f"{found['pyhessian']['times_ours']:.1f} times as long by its own rules{equal}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Timing side by side in one process: interleaved rounds, ratios with their spread, memory, and what machine it was.
+
+Each round runs every contestant once, the reference before and after each of them: a ratio compares neighbours in time,
+so that a machine that slows down or is shared hits both alike. Times are wall clock, after the device has finished.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoints.provenance import revision
+from landscape.errors import InputError
+from landscape.training import choose_device
+from scripts.options import _plain as plain
+
+LIBRARIES = ("torch", "numpy", "scipy", "saddle-landscape", "pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
+MIB = 2**20
+LEAST_ROUNDS = 3    # below that a median says nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """Seconds of every contestant in every round, and those of the reference beside it."""
+
+    seconds: dict[str, list[float]]
+    reference: dict[str, list[float]]   # mean of the reference just before and just after
+
+    def ratios(self, name: str, per: int = 1) -> np.ndarray:
+        """Return time / reference time of each round, for each of `per` vectors."""
+        return np.array(self.seconds[name]) / np.array(self.reference[name]) / per
+
+    def compare(self, name: str, other: str) -> np.ndarray:
+        """Return how many times as long as `other` one contestant took, round by round."""
+        return self.ratios(name) / self.ratios(other)
+
+
+def interleave(reference: Callable[[], Any], contestants: Mapping[str, Callable[[int], Any]], *, rounds: int, minutes: float,
+               device: torch.device, after: Callable[[str, int, Any], None] = lambda *_: None,
+               progress: Callable[[int, int], None] = lambda *_: None) -> Rounds:
+    """Run every contestant (called with the number of the round) once a round, in an order that rotates.
+
+    After `minutes` no further round begins, once three are done. `after` gets each result, outside the timing.
+    """
+    names, started = list(contestants), time.perf_counter()
+    seconds, beside = ({name: [] for name in names} for _ in range(2))
+    for turn in range(rounds):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - started > 60 * minutes:
+            break
+        before = timed(reference, device)[0]
+        for name in names[turn % len(names):] + names[:turn % len(names)]:
+            own, result = timed(lambda: contestants[name](turn), device)
+            after(name, turn, result)
+            del result
+            behind = timed(reference, device)[0]
+            seconds[name].append(own)
+            beside[name].append((before + behind) / 2)
+            before = behind
+        progress(turn + 1, rounds)
+    return Rounds(seconds, beside)
+
+
+def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds that a call took, the device's work included, and its result."""
+    _finish(device)
+    start = time.perf_counter()
+    result = action()
+    _finish(device)
+    return time.perf_counter() - start, result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, quartiles, minimum and maximum."""
+    low, first, median, third, high = np.quantile(np.asarray(values, float), [0, 0.25, 0.5, 0.75, 1])
+    return {"median": median, "min": low, "q1": first, "q3": third, "max": high}
+
+
+def compile_seconds() -> float:
+    """Return the seconds that torch has spent compiling so far: its outermost phase, which holds the others."""
+    try:
+        from torch._dynamo.utils import calculate_time_spent
+    except ImportError:
+        return 0.0
+    return max(calculate_time_spent().values(), default=0.0)
+
+
+class Memory:
+    """Growth of the memory in use since construction: the resident set of this process, or what CUDA has allocated."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.start = self._now()
+        self.restart_peak()
+
+    def restart_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")   # sets the high-water mark to what is resident now
+            except OSError:
+                pass
+
+    def held(self) -> int:
+        """Return bytes held now."""
+        return self._now() - self.start
+
+    def peak(self) -> int:
+        """Return the most bytes held since `restart_peak`."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.start
+        return _status("VmHWM") - self.start
+
+    def _now(self) -> int:
+        release_memory()
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status("VmRSS")
+
+
+def release_memory() -> None:
+    """Give memory that nothing uses back to the system."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):    # not the GNU C library
+        pass
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the numbers depend on: processor, device, threads, versions, and how busy the machine is."""
+    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(), "python": platform.python_version(), "platform": platform.platform(),
+            "versions": {name: installed(name) for name in LIBRARIES}, "load_average": _load(),
+            "revision": revision(), "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def installed(name: str) -> str | None:
+    """Return the version of a distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
+    """Write a document, numbers that are not finite as null."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Set rows of words in columns, the first to the left, the others to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(word.ljust(w) if i == 0 else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths)))
+                     .rstrip() for line in lines)
+
+
+def set_up_torch(threads: int | None, device: str) -> torch.device:
+    """Choose threads and device as the command line says."""
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads={threads} is out of range: expected an integer >= 1")
+        torch.set_num_threads(threads)
+    compile_seconds()       # loads the compiler, which is no part of what is timed
+    return choose_device(device)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _status(field: str) -> int:
+    """Return a line of /proc/self/status in bytes; elsewhere the peak that the system keeps."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+    except (OSError, StopIteration):
+        import resource
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _load() -> list[float]:
+    return list(os.getloadavg()) if hasattr(os, "getloadavg") else []
