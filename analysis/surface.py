@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.directions import Direction, directions_hash
-from analysis.objective import reproducible_kernels
+from analysis.kernels import reproducible_kernels
 from checkpoints.records import Surface
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError

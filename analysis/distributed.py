@@ -1,0 +1,144 @@
+"""Several processes, one matrix: each multiplies its share of the samples, and the sums are everyone's.
+
+Every process runs the same program on the same vectors (start it with torchrun). Sums are accumulated in float64 and
+arrive with the same bits everywhere, so that the algorithms above take the same turns without speaking to each other. What
+fails on one process fails on all, by name, since the others would wait for it for ever.
+
+    with init_from_environment():                   # does nothing where torchrun did not start us
+        H = HessianOperator(model, loss, batches)   # the whole data on every process; each keeps its share
+        pairs = extreme_eigenpairs(H, k=5, generator=...)
+        if is_main(): ...                           # write here
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from landscape.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work; one that is alone speaks to nobody."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def present(cls, share: bool = True) -> "Processes":
+        """Return the initialised default process group, or this process alone."""
+        if share and dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def span(self, size: int) -> tuple[int, int]:
+        """Return the share [start, stop) of this process in `size` items; the first process always has one."""
+        return -(-self.rank * size // self.count), -(-(self.rank + 1) * size // self.count)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes of rows (k, d), accumulated in float64, the same bits everywhere."""
+        if self.count > 1:
+            values = values.clone()
+            for row in values:
+                wide = row.double()
+                dist.all_reduce(wide)
+                row.copy_(wide)
+        return values
+
+    def together(self, compute: Callable[[], T], mark: int = 0) -> T:
+        """Run `compute` here and raise everywhere if it failed anywhere, or if `mark` differs between the processes."""
+        if self.count == 1:
+            return compute()
+        result, failure = None, None
+        try:
+            result = compute()
+        except Exception as error:      # whatever it is, the others must hear of it
+            failure = error
+        state = torch.tensor([failure is not None, mark, -mark], dtype=torch.int64, device=_wire())
+        dist.all_reduce(state, op=dist.ReduceOp.MAX)
+        failed, largest, smallest = state.tolist()
+        if failed:
+            self._raise(failure)
+        if largest != -smallest:
+            raise InputError("the processes multiply different vectors: seed the generators alike on every rank")
+        return result
+
+    def first(self, value: T) -> T:
+        """Return what the first process passed."""
+        held = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(held, device=_wire())
+        return held[0]
+
+    def refuse_different(self, what: str, digest: str) -> None:
+        """Raise everywhere if a hash is not the same on every process."""
+        if self.count > 1:
+            digests = self._gather(digest)
+            if odd := [rank for rank, other in enumerate(digests) if other != digests[0]]:
+                raise InputError(f"{what} of rank {odd[0]} differ from those of rank 0: pass the same model and the whole data "
+                                 "on every rank (no DistributedSampler), each keeps its own share")
+
+    def _gather(self, value: Any) -> list:
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def _raise(self, failure: Exception | None) -> None:
+        own = failure and (isinstance(failure, InputError), (str(failure).strip().splitlines() or [type(failure).__name__])[0])
+        found = [(rank, *report) for rank, report in enumerate(self._gather(own)) if report]
+        kind = InputError if all(is_input for _, is_input, _ in found) else RuntimeError
+        rank, _, text = found[0]
+        raise kind(f"rank {rank} of {self.count}: {text}") from failure
+
+
+def fingerprint(V: Tensor) -> int:
+    """Return a number that tells vectors apart: the sum of their bits, and their shape."""
+    bits = V.contiguous().view(torch.int64 if V.element_size() == 8 else torch.int32)
+    return (int(bits.sum(dtype=torch.int64)) // 4 + 7919 * V.shape[0])       # // 4: its negative must exist
+
+
+def is_main() -> bool:
+    """Tell whether this process writes: the first of its group, or the only one."""
+    return Processes.present().rank == 0
+
+
+@contextmanager
+def main_first() -> Iterator[bool]:
+    """Let the first process run the block, a download for one, before the others; gives `is_main()`."""
+    here = Processes.present()
+    if here.count > 1 and here.rank:
+        dist.barrier()
+    try:
+        yield here.rank == 0
+    finally:
+        if here.count > 1 and not here.rank:
+            dist.barrier()
+
+
+@contextmanager
+def init_from_environment() -> Iterator[Processes]:
+    """Join the processes that torchrun started, each on a GPU of its own where there are GPUs, and leave at the end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield Processes.present()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes.present()
+    finally:
+        dist.destroy_process_group()
+
+
+def _wire() -> torch.device:
+    """Return where the tensors live that the group can carry."""
+    carries_host = "cpu" in dist.get_backend_config() or dist.get_backend() == "gloo"
+    return torch.device("cpu") if carries_host else torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,226 @@
+"""The Hessian of a mean loss, H = grad^2 L(theta), L(theta) = (1/n) sum_i loss_i(theta), as a linear operator.
+
+A sum over microbatches with exact sample weights, so that any split of the data, over batches or processes, gives the same
+product. theta and the buffers are a snapshot taken at construction, in evaluation mode; the model itself is never changed.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from analysis import blocks, checks, plan, products
+from analysis.algebra import Operator
+from analysis.batches import add_bytes, read
+from analysis.distributed import Processes, fingerprint
+from analysis.kernels import reproducible_kernels
+from analysis.objective import Objective, Supervised
+from landscape.errors import InputError
+from landscape.parameters import flatten
+
+
+class LossOperator(Operator):
+    """A matrix of second derivatives of a mean loss; `_objective_of` says which."""
+
+    def __init__(self, model: nn.Module, batches: Iterable, *, params: str | Sequence[str] | None = None,
+                 memory: str | float = "auto", engine: str = "auto", traces: dict | None = None, share: bool = True):
+        if engine != "auto" and engine not in products.ENGINES:
+            raise InputError(f"engine={engine!r} is unknown: expected auto, {', '.join(products.ENGINES)}")
+        self._processes = Processes.present(share)
+        self._processes.together(lambda: self._open(model, batches, params, memory))
+        self._wanted, self._traces = engine, {} if traces is None else traces
+        self.num_matvecs = 0
+        self.refresh()
+
+    def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
+                      fixed: dict[str, Tensor]) -> Objective:
+        """Return the objective of a frozen copy of the model."""
+        raise NotImplementedError
+
+    def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None, memory: str | float) -> None:
+        self._model, self._names = model, blocks.choose(model, params)
+        self.device, self.dtype = _common_kind(self._source())
+        self._budget = plan.budget(memory, self.device)
+        with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
+            self._data = read(batches, self.device, self.dtype, self._processes)
+        self.num_samples = self._data.num_samples
+
+    def refresh(self) -> None:
+        """Take a new snapshot of the model's parameters and buffers, and choose and check the engine again."""
+        with reproducible_kernels(), _random_state_kept(self.device):
+            self._processes.together(self._take_snapshot)
+            self._processes.refuse_different("batches, parameters or buffers", self._digest())
+            self._processes.together(self._prepare_batches)
+            self._choose_engine()
+
+    def _take_snapshot(self) -> None:
+        source = self._source()
+        self.theta = flatten(p.detach() for p in source.values())
+        self.size = self.theta.numel()
+        self._objective = self._objective_of(_frozen_copy(self._model), self._names, tuple(p.shape for p in source.values()),
+                                             _fixed(self._model, source))
+
+    def _prepare_batches(self) -> None:
+        """Weigh every sample by 1/n; see that samples are independent; fill ragged batches up where the loss is per sample."""
+        own, whole, objective = self._data.own, self._data.largest, self._objective
+        for batch in (*own, whole):
+            batch.weights.fill_(1.0 / self.num_samples)
+        is_scalar = objective.is_scalar(self.theta, whole)
+        for batch in own if any(batch is whole for batch in own) else (*own, whole):
+            checks.refuse_unfit(objective, self.theta, batch, is_scalar)
+        checks.refuse_unconnected(objective, whole)
+        checks.refuse_false_gradient(objective, self.theta, whole)
+        self.batches = own if is_scalar else [batch.padded(max(map(len, own))) for batch in own]
+
+    def _choose_engine(self) -> None:
+        """Let the first process choose, and the others check its choice on their own batches."""
+        here = self._processes
+        chosen = here.together(lambda: self._chosen(self._wanted) if here.rank == 0 else None)
+        self.engine, self.reasons = here.first(chosen and (chosen.engine, chosen.reasons))
+        if here.count > 1:
+            chosen = here.together(lambda: chosen or (self._chosen(self.engine) if self.batches else None))
+        self._products = plan.Kept(chosen.prepare, self.batches, self._budget) if chosen else None
+
+    def _chosen(self, wanted: str) -> plan.Choice:
+        return plan.choose(self._objective, self.theta, self.batches, wanted, self._traces)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Return H applied to each row, (k, d) -> (k, d)."""
+        if V.ndim != 2 or V.shape[1] != self.size:
+            raise InputError(f"vectors of shape {tuple(V.shape)} do not fit: expected (k, {self.size})")
+        V = V.to(self.device, self.dtype)
+        self.num_matvecs += len(V)
+        here = self._processes
+        with reproducible_kernels():
+            return here.sum(here.together(lambda: self._own_product(V), fingerprint(V) if here.count > 1 else 0))
+
+    def _own_product(self, V: Tensor) -> Tensor:
+        self._refuse_moved()
+        return sum(product(V) for product in self._products) if self._products else torch.zeros_like(V)
+
+    def gradient(self) -> Tensor:
+        """Return grad L(theta), (d,)."""
+        def own() -> Tensor:
+            self._refuse_moved()
+            return sum((self._objective.gradient(self.theta, batch) for batch in self.batches), torch.zeros_like(self.theta))
+        with reproducible_kernels():
+            return self._processes.sum(self._processes.together(own)[None])[0]
+
+    def loss(self) -> float:
+        """Return L(theta), accumulated in float64."""
+        def own() -> Tensor:
+            losses = ((self._objective.sample_losses(self.theta, b) * b.weights).double().sum() for b in self.batches)
+            return sum(losses, torch.zeros((), dtype=torch.float64, device=self.device))
+        with torch.no_grad(), reproducible_kernels():
+            return float(self._processes.sum(self._processes.together(own).reshape(1, 1)))
+
+    def double(self) -> "LossOperator":
+        """Return the same matrix in float64, for second opinions; it keeps no microbatch between its products.
+
+        Raises InputError where the network or its loss computes a part in less than float64 whatever its inputs.
+        """
+        return self._processes.together(self._twin)
+
+    def _twin(self) -> "LossOperator":
+        twin = copy.copy(self)
+        twin.dtype, twin.theta = torch.float64, self.theta.double()
+        twin._objective, twin.batches = self._objective.double(), [batch.double() for batch in self.batches]
+        twin._model, twin.num_matvecs = None, 0
+        for batch in twin.batches:
+            batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
+            checks.refuse_narrow(twin._objective, twin.theta, batch.some(1))
+        engine = self.engine.partition("-")[0]
+        twin.engine = "jvp" if engine == "linearized" else engine
+        twin._products = plan.Kept(products.ENGINES[twin.engine](twin._objective, twin.theta, {}), twin.batches, 0)
+        return twin
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that kept microbatches take."""
+        return self._products.bytes if self._products else 0
+
+    def _refuse_moved(self) -> None:
+        if self._model is None:     # a float64 twin follows no model
+            return
+        source = self._source()
+        pieces = self.theta.split([p.numel() for p in source.values()])
+        for (name, parameter), piece in zip(source.items(), pieces):
+            if not torch.equal(parameter.detach().reshape(-1), piece):
+                raise InputError(f"parameter {name!r} has changed since the operator was made: call refresh() to follow it")
+
+    def _source(self) -> dict[str, nn.Parameter]:
+        """Return the model's own parameters that form theta."""
+        parameters = dict(self._model.named_parameters())
+        return {name: parameters[name] for name in self._names}
+
+    def _digest(self) -> str:
+        """Return a hash of all that the processes must share."""
+        found = hashlib.sha256(f"{self._data.digest}{self._names}".encode())
+        if self._processes.count > 1:
+            for tensor in (self.theta, *self._objective.fixed.values()):
+                add_bytes(found, tensor)
+        return found.hexdigest()
+
+
+class HessianOperator(LossOperator):
+    """The Hessian of a mean loss over given batches, at the model's present parameters.
+
+    model     any module; its trainable parameters, or those named in `params`, are theta
+    loss      loss(logits, targets) -> (B,), one value a sample. A module is copied, with `.reduction` "none"
+    batches   a sequence or re-iterable of (inputs, targets), read twice to see that it does not change
+    params    names or patterns, "layer1.*", or a block of `analysis.blocks.parameter_blocks`: a block of the Hessian
+    forward   forward(model, batch) -> (B,) losses, for batches of another form; `loss` is then not called
+    engine    "auto", or one of linearized, jvp, reverse, differences: see `analysis.products`
+    memory    "auto", or bytes that kept microbatches may take; the others are computed anew for each product
+    traces    a dict that operators of one architecture and loss, constants included, share: each shape of batch is traced once
+    share     whether the processes of an initialised torch.distributed group share the samples: see `analysis.distributed`
+
+    Raises InputError for dropout or BatchNorm that would not be deterministic, one-shot iterators, changing batches, losses
+    that are not one value a sample, and networks that no engine serves; the text names the cause and the way out.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] | None, batches: Iterable, *,
+                 params: str | Sequence[str] | None = None, forward: Callable[[nn.Module, Any], Tensor] | None = None,
+                 memory: str | float = "auto", engine: str = "auto", traces: dict | None = None, share: bool = True):
+        self._losses = forward or Supervised.of(loss)
+        super().__init__(model, batches, params=params, memory=memory, engine=engine, traces=traces, share=share)
+
+    def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
+                      fixed: dict[str, Tensor]) -> Objective:
+        return Objective(model, self._losses, names, shapes, fixed)
+
+
+def _random_state_kept(device: torch.device):
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _common_kind(parameters: dict[str, nn.Parameter]) -> tuple[torch.device, torch.dtype]:
+    kinds = {(p.device, p.dtype) for p in parameters.values()}
+    if len(kinds) > 1:
+        found = ", ".join(f"{dtype} on {device}" for device, dtype in sorted(kinds, key=str))
+        raise InputError(f"parameters are of several kinds ({found}): expected one dtype on one device")
+    return kinds.pop()
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    """Copy the model in evaluation mode, refusing what would make its products vary."""
+    try:
+        twin = copy.deepcopy(model).eval()
+    except (RuntimeError, TypeError) as reason:
+        raise InputError(f"the model cannot be copied ({str(reason).strip().splitlines()[0]}): keep no tensor of a past forward "
+                         "in it, and use torch.nn.utils.parametrizations for weight and spectral norms") from reason
+    for name, module in twin.named_modules():
+        if isinstance(module, _BatchNorm) and not module.track_running_stats:
+            raise InputError(f"BatchNorm {name!r} has no running statistics, so a product would depend on the split into "
+                             "batches: build it with track_running_stats=True")
+    return twin
+
+
+def _fixed(model: nn.Module, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Snapshot everything that is not in theta: frozen and unchosen parameters, and buffers."""
+    rest = {name: p for name, p in model.named_parameters() if name not in chosen}
+    return {name: t.detach().clone() for name, t in (rest | dict(model.named_buffers())).items()}
