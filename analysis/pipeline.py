@@ -1,100 +1,48 @@
-"""From a stored checkpoint to stored records: the only place here that opens a run.
+"""From a stored checkpoint to stored records.
 
-    Subject        one run: its data, model and groups; `load(epoch)` puts a checkpoint's weights into the model
-    curvature      everything measured of one group's Hessian at one checkpoint -> Curvature
-    surface        every group's loss on a line or plane through a checkpoint   -> Surface
+    compute_curvature   everything measured of one group's Hessian at one checkpoint -> Curvature
+    compute_surface     every group's loss on a line or plane through a checkpoint   -> Surface
 
 A record stores what it was computed from. One whose inputs are the same is kept; one whose inputs differ is computed anew.
+A computation that was killed goes on at the product where it was.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from analysis.directions import Direction, eigenvector_direction, random_direction
+from analysis.distributed import Processes, is_main
 from analysis.extremes import extreme_eigenpairs
 from analysis.lanczos import krylov
-from analysis.operators import HessianOperator
+from analysis.operators import GaussNewtonOperator, HessianOperator, LinearOperator
 from analysis.quadrature import negative_mass, threshold
+from analysis.replay import Remembered, note, noted
 from analysis.saddle import extreme_ratio
 from analysis.second_opinion import pyhessian_numbers
-from analysis.settings import SpectrumSettings, SurfaceSettings, surface_name
+from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group, surface_name
 from analysis.spectrum import estimate_trace, spectral_density
+from analysis.subject import Batches, Subject, group_batches, surface_batches
 from analysis.surface import loss_surface
 from checkpoints.errors import RecordError
+from checkpoints.journal import Journal
 from checkpoints.provenance import provenance
-from checkpoints.records import Checkpoint, Curvature, Surface
-from checkpoints.schema import content_hash
+from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum, Surface
 from checkpoints.store import RunStore
 from landscape.batchnorm import evaluation_mode
-from landscape.configuration import TrainConfig
-from landscape.data import LongTailData, Split
-from landscape.errors import InputError
-from landscape.evaluation import evaluate
-from landscape.groups import ClassGroups
-from landscape.losses import build_loss
-from landscape.snapshot import load_arrays
-from landscape.training import build_network, choose_device, training_data
 
-Batches = list[tuple[Tensor, Tensor]]
 Counter = Callable[[int], None]
+OPERATORS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
 
 
-@dataclass
-class Subject:
-    """One run under analysis: data, groups and the model that checkpoints are loaded into."""
-
-    store: RunStore
-    config: TrainConfig
-    data: LongTailData
-    model: nn.Module
-    groups: ClassGroups
-    device: torch.device
-    traces: dict = field(default_factory=dict)      # shared by all operators of one architecture
-    checkpoint: Checkpoint | None = None
-
-    @classmethod
-    def open(cls, store: RunStore, *, data_dir: Path | str | None = None, device: str = "auto",
-             data: LongTailData | None = None, traces: dict | None = None) -> "Subject":
-        """Load the data and build the model that a run's configuration names."""
-        config = TrainConfig.from_dict(store.config)
-        data = training_data(config, data_dir, progress=False) if data is None else data
-        config = config.resolved(data)
-        device = choose_device(device)
-        model = build_network(config, data).to(device)
-        groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few)
-        return cls(store, config, data, model, groups, device, {} if traces is None else traces)
-
-    def load(self, epoch: int) -> None:
-        """Put the weights of one checkpoint into the model."""
-        if self.checkpoint is None or self.checkpoint.epoch != epoch:
-            self.checkpoint = self.store.read("checkpoint", epoch=epoch)
-            self.model.float()
-            load_arrays(self.model, self.checkpoint.arrays)
-            self.__dict__.pop("test_metrics", None)
-            self.__dict__.pop("checkpoint_hash", None)
-
-    @cached_property
-    def checkpoint_hash(self) -> str:
-        """The hash of the weights now loaded."""
-        return content_hash(self.checkpoint)
-
-    @cached_property
-    def test_metrics(self) -> dict[str, float]:
-        """Accuracy and loss of every group and class on the test images, at the weights now loaded."""
-        return evaluate(self.model, self.data, self.groups.with_classes(), flip=False)
-
-
-def compute_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, *,
+def compute_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, *, making: Making = Making(),
                       progress: Counter | None = None, verify: str | None = None,
                       overwrite: bool = False) -> tuple[Curvature, bool]:
     """Return everything measured of one group's Hessian at one epoch, and whether it was computed now.
@@ -106,40 +54,69 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     subject.groups.select(group)
     subject.load(epoch)
     inputs = _inputs(subject, settings, group=group)
-    known = _known(subject.store, "curvature", inputs, overwrite, epoch=epoch, group=group)
+    known = _known(subject.store, "curvature", inputs, overwrite, epoch=epoch, group=stored_group(group, settings))
     if known is not None and (verify is None or known.second_opinion):
         return known, False
-    started = time.perf_counter()
-    batches, available = group_batches(subject, group, settings)
-    model = subject.model.to(torch.float64 if settings.dtype == "float64" else torch.float32)
-    traces = subject.traces.setdefault((settings.loss, settings.dtype), {})     # a trace holds the loss and its constants
-    operator = HessianOperator(model, _loss(subject, settings), batches, traces=traces)
-    record = known or _measure(subject, operator, epoch, group, settings, inputs, available, started, progress)
-    if verify == "pyhessian":
-        record = replace(record, second_opinion=pyhessian_numbers(model, _loss(subject, settings), _joined(operator)))
-    subject.store.write(record)
-    _journal(subject.store, inputs, epoch, group).clear()
+    record = known or _measured(subject, epoch, group, settings, making, inputs, progress)
+    if is_main():
+        if verify == "pyhessian":
+            record = replace(record, second_opinion=_second_opinion(subject, group, settings))
+        subject.store.write(record)
+        _journal(subject.store, epoch, group, inputs, making).clear()
     return record, known is None
 
 
-def _measure(subject: Subject, operator: HessianOperator, epoch: int, group: str, settings: SpectrumSettings, inputs: dict,
-             available: int, started: float, progress: Counter | None) -> Curvature:
+def build_operator(subject: Subject, batches: Batches, settings: SpectrumSettings, making: Making = Making(),
+                   choice: dict[str, Any] | None = None) -> HessianOperator:
+    """Return the Hessian, or what `settings.operator` names, over some batches at the weights now loaded."""
+    return OPERATORS[settings.operator](subject.cast(settings.dtype), subject.loss(settings.loss), batches,
+                                        params=settings.params, traces=subject.shared_traces(settings),
+                                        **making.keywords(choice or {}))
+
+
+def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making, inputs: dict,
+              progress: Counter | None) -> Curvature:
+    """Measure with products that are kept, made as a process before this one had chosen to make them."""
+    started, journal = time.perf_counter(), _journal(subject.store, epoch, group, inputs, making)
+    choice = Processes.present().first(noted(journal) if is_main() else None)
+    batches, available = group_batches(subject, group, settings)
+    operator = build_operator(subject, batches, settings, making, choice)
+    if choice is None and is_main():
+        journal.clear()
+        note(journal, _choice(operator))
+    with Remembered(operator, journal) as products:
+        spectrum, pairs, trace = _decompose(products, settings, progress)
+    made_from = provenance(inputs=inputs, **_how(products), seconds=time.perf_counter() - started + products.seconds)
+    cutoff = threshold([spectrum])
+    return Curvature(epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
+                     _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
+                     float(operator.gradient().norm()), spectrum, pairs, trace, negative_mass(spectrum, cutoff), cutoff,
+                     extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from)
+
+
+def _decompose(operator: LinearOperator, settings: SpectrumSettings,
+               progress: Counter | None) -> tuple[Spectrum, EigenPairs, Estimate]:
+    """Return density, extreme pairs and trace: one Krylov run for the first two, probes of its own for the trace."""
     generator = torch.Generator().manual_seed(settings.seed)
-    steps = min(settings.num_matvecs, operator.size)
-    space = krylov(operator, num_matvecs=steps, num_probes=settings.num_probes, generator=generator,
-                   num_ritz=2 * settings.num_pairs, journal=_journal(subject.store, inputs, epoch, group), progress=progress)
-    spectrum = spectral_density(space)
+    space = krylov(operator, num_matvecs=min(settings.num_matvecs, operator.size), num_probes=settings.num_probes,
+                   generator=generator, num_ritz=2 * settings.num_pairs, progress=progress)
     pairs = extreme_eigenpairs(space, min(settings.num_pairs, operator.size // 2), tol=settings.tol,
                                max_matvecs=settings.max_matvecs, generator=generator, progress=progress)
-    trace = estimate_trace(operator, num_probes=settings.trace_probes, generator=generator, deflate=pairs, progress=progress)
-    cutoff = threshold([spectrum])
-    made_from = provenance(inputs=inputs, engine=operator.engine, engine_reasons=operator.reasons,
-                           num_matvecs=operator.num_matvecs, threads=torch.get_num_threads(), device=str(operator.device),
-                           seconds=time.perf_counter() - started)
-    return Curvature(epoch, group, operator.num_samples, available, operator.loss(), _accuracy(subject.model, operator),
-                     subject.test_metrics.get(f"test_accuracy/{group}", float("nan")), float(operator.gradient().norm()),
-                     spectrum, pairs, trace, negative_mass(spectrum, cutoff), cutoff, extreme_ratio(pairs),
-                     parameter_norms(subject.model), {}, made_from)
+    wanted = {"num_probes": settings.trace_probes} if settings.trace_error is None else {"rel_error": settings.trace_error}
+    trace = estimate_trace(operator, **wanted, generator=generator, deflate=pairs, progress=progress)
+    return spectral_density(space), pairs, trace
+
+
+def _how(products: Remembered) -> dict[str, Any]:
+    """Return how the products were made, for a record's provenance."""
+    operator = products.operator
+    return {"engine": operator.engine, "engine_reasons": operator.reasons, "choice": _choice(operator),
+            "num_matvecs": products.num_matvecs, "threads": torch.get_num_threads(), "device": str(operator.device),
+            "processes": Processes.present().count}
+
+
+def _choice(operator: HessianOperator) -> dict[str, Any]:
+    return getattr(operator, "choice", {"engine": operator.engine})
 
 
 def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, name: str | None = None,
@@ -152,11 +129,10 @@ def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, 
         b"".join(d.vector.cpu().numpy().tobytes() for d in directions)).hexdigest())
     if (known := _known(subject.store, "surface", inputs, overwrite, name=name)) is not None:
         return known, False
-    subject.model.to(torch.float64 if settings.dtype == "float64" else torch.float32)
     journal = subject.store.journal(f"surface-{_digest(inputs)}")
     done = {int(step["row"]): step["values"] for step in journal.steps()}
     axis = np.linspace(-settings.span, settings.span, settings.points)
-    record = loss_surface(subject.model, build_loss("CE", subject.data.counts), surface_batches(subject, settings), directions,
+    record = loss_surface(subject.cast(settings.dtype), subject.loss("CE"), surface_batches(subject, settings), directions,
                           [axis] * settings.dims, subject.groups, name=name, epoch=epoch, provenance=provenance(inputs=inputs),
                           progress=progress, done=done,
                           on_row=lambda i, row: journal.append({"row": np.array(i), "values": row}))
@@ -180,97 +156,62 @@ def surface_directions(subject: Subject, epoch: int, settings: SurfaceSettings) 
     return [eigenvector_direction(record, end) for end in ("lower", "upper")[:settings.dims]]
 
 
-def group_batches(subject: Subject, group: str, settings: SpectrumSettings) -> tuple[Batches, int]:
-    """Return a group's images in batches of nearly equal size, and how many the split holds of it."""
-    split = getattr(subject.data, settings.split)
-    labels = split.labels.cpu().numpy()
-    members = np.flatnonzero(np.isin(labels, subject.groups.select(group)))
-    if not len(members):
-        raise InputError(f"group {group!r} has no image in the {settings.split} split")
-    chosen = _subset(members, settings.max_samples, settings.seed)
-    return _batches(subject, split, chosen, settings.batch_size, settings.dtype), len(members)
-
-
-def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
-    """Return the images of all groups in batches; with `max_samples`, so many of head and of tail each."""
-    split = getattr(subject.data, settings.split)
-    labels = split.labels.cpu().numpy()
-    halves = [np.flatnonzero(np.isin(labels, subject.groups.classes[name])) for name in ("head", "tail")]
-    chosen = np.sort(np.concatenate([_subset(part, settings.max_samples, settings.seed) for part in halves]))
-    return _batches(subject, split, chosen, settings.batch_size, settings.dtype)
-
-
 def parameter_norms(model: nn.Module) -> dict[str, float]:
     """Return ||theta|| of each trainable parameter."""
     return {name: float(p.detach().double().norm()) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    if limit is None or limit >= len(members):
-        return members
-    return np.sort(np.random.default_rng(seed).choice(members, limit, replace=False))
-
-
-def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str) -> Batches:
-    pieces = np.array_split(chosen, -(-len(chosen) // batch_size))
-    kind = torch.float64 if dtype == "float64" else torch.float32
-    taken = [split.take(piece).to(subject.device) for piece in pieces]
-    return [(subject.data.inputs(part.images, kind), part.labels) for part in taken]
-
-
-def _loss(subject: Subject, settings: SpectrumSettings) -> Callable[[Tensor, Tensor], Tensor]:
-    if settings.loss == "CE":
-        return build_loss("CE", subject.data.counts)
-    return build_loss(subject.config.loss, subject.data.counts, **subject.config.loss_options)
-
-
 @torch.no_grad()
-def _accuracy(model: nn.Module, operator: HessianOperator) -> float:
-    """Return the share of the operator's own samples that the model labels rightly."""
-    inputs, labels = _joined(operator)
+def _accuracy(model: nn.Module, batches: Batches) -> float:
+    """Return the share of samples that the model labels rightly."""
     with evaluation_mode(model):
-        correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(inputs.split(500), labels.split(500)))
-    return correct / len(labels)
+        correct = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches)
+    return correct / sum(len(labels) for _, labels in batches)
 
 
-def _joined(operator: HessianOperator) -> tuple[Tensor, Tensor]:
-    """Return the inputs and labels that the operator was made of, without padding."""
-    columns = zip(*(tuple(x[:batch.num_samples] for x in batch.tensors) for batch in operator.batches))
-    inputs, labels = (torch.cat(parts) for parts in columns)
-    return inputs, labels
+def _second_opinion(subject: Subject, group: str, settings: SpectrumSettings) -> dict[str, float]:
+    images, labels = (torch.cat(parts) for parts in zip(*group_batches(subject, group, settings)[0]))
+    return pyhessian_numbers(subject.cast(settings.dtype), subject.loss(settings.loss), (images, labels))
 
 
 def _inputs(subject: Subject, settings: SpectrumSettings | SurfaceSettings, **more: Any) -> dict[str, Any]:
     """Return what decides a record's content, for the record and for telling whether it is stale."""
     counts = {"head": subject.groups.classes["head"], "tail": subject.groups.classes["tail"]}
-    return {"checkpoint": subject.checkpoint_hash, "data": subject.data.hash, "settings": asdict(settings),
-            "classes": {name: list(members) for name, members in counts.items()}, **more}
+    inputs = {"checkpoint": subject.checkpoint_hash, "data": subject.data.hash, "settings": asdict(settings),
+              "classes": {name: list(members) for name, members in counts.items()}, **more}
+    return json.loads(json.dumps(inputs))
 
 
 def _known(store: RunStore, kind: str, inputs: dict, overwrite: bool, **keys: Any) -> Any:
     """Return the stored record of these inputs, if there is one; refuse to replace one that is as good but of other settings."""
     if not store.has(kind, **keys):
         return None
-    record, wanted = store.read(kind, **keys), json.loads(json.dumps(inputs))
+    record = store.read(kind, **keys)
     stored = record.provenance.get("inputs", {})
-    if stored == wanted:
+    # A setting that the record does not know yet had its default's value.
+    stored = stored | {"settings": _DEFAULTS[kind] | stored.get("settings", {})}
+    if stored == inputs:
         return record
-    stale = any(stored.get(key) != wanted[key] for key in ("checkpoint", "data", "classes"))
+    stale = any(stored.get(key) != inputs[key] for key in ("checkpoint", "data", "classes"))
     if not (stale or overwrite):
         raise RecordError(f"{store.path} holds another {kind} of {', '.join(map(str, keys.values()))}: "
-                          f"{_difference(stored, wanted)}; replace it with --overwrite, or keep it and ask for the same")
+                          f"{_difference(stored, inputs)}; replace it with --overwrite, or keep it and ask for the same")
     return None
 
 
 def _difference(stored: dict, wanted: dict) -> str:
-    old, new = stored.get("settings", {}), wanted["settings"]
+    old, new = stored["settings"], wanted["settings"]
     names = [name for name in new if old.get(name) != new[name]]
     return ", ".join(f"{name}={old.get(name)} there, {new[name]} here" for name in names) or "other directions"
 
 
-def _journal(store: RunStore, inputs: dict, epoch: int, group: str):
-    return store.journal(f"spectrum-{epoch:04d}-{group.replace(':', '-')}-{_digest(inputs)}")
+def _journal(store: RunStore, epoch: int, group: str, inputs: dict, making: Making) -> Journal:
+    """Return the journal of one spectrum. Products asked for in another way are kept apart: nothing is lost by asking."""
+    return store.journal(f"spectrum-{epoch:04d}-{group.replace(':', '-')}-{_digest([inputs, asdict(making)])}")
 
 
-def _digest(inputs: dict) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_DEFAULTS = {"curvature": asdict(SpectrumSettings()), "surface": asdict(SurfaceSettings())}

@@ -1,7 +1,9 @@
 """What is computed of a checkpoint, and how closely: settings, checked once and stored with every record."""
 
+import re
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from landscape.errors import InputError
 
@@ -9,6 +11,8 @@ DIRECTIONS = ("random", "eigen")
 LOSSES = ("CE", "training")
 DTYPES = ("float32", "float64")
 SPLITS = ("train", "test")
+MAX_TRACE_PRODUCTS = 500    # that a trace to a stated error may take
+OPERATORS = ("hessian", "gauss_newton")
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,57 @@ class SpectrumSettings:
     num_pairs: int = 5              # eigenpairs at each end
     tol: float = 1e-3               # a pair has converged when its residual is below tol |lambda|
     max_matvecs: int = 500          # products for the pairs beyond those of the probes
-    trace_probes: int = 20          # products for the trace
+    trace_probes: int = 20          # products for the trace, where no error is asked for
+    trace_error: float | None = None    # or: as many as this standard error needs, relative to the trace
     max_samples: int | None = None  # images of a group, drawn with `seed`; None: all of them
     batch_size: int = 128           # images evaluated at once
     split: str = "train"            # train: un-augmented training images; test
     loss: str = "CE"                # CE: cross-entropy whatever was trained; training: the training loss, without DRW
     dtype: str = "float32"          # of the products; pairs are verified in float64 all the same
     seed: int = 0                   # of probes and subsets
+    operator: str = "hessian"       # or gauss_newton, its positive semi-definite part
+    params: tuple[str, ...] | None = None   # name patterns of the parameters that form theta, such as layer1.*; None: all
 
     def __post_init__(self):
         _positive(self, "num_matvecs", "num_probes", "num_pairs", "trace_probes", "batch_size")
         _positive(self, *(["max_samples"] if self.max_samples is not None else []))
         _not_negative(self, "max_matvecs", "seed")
-        _among(self, split=SPLITS, loss=LOSSES, dtype=DTYPES)
+        _among(self, split=SPLITS, loss=LOSSES, dtype=DTYPES, operator=OPERATORS)
+        if self.params is not None:
+            _names(self)
         if not (isinstance(self.tol, (int, float)) and isfinite(self.tol) and self.tol > 0):
             raise InputError(f"tol={self.tol} is out of range: expected a relative residual > 0, such as 1e-3")
+        error = self.trace_error
+        if error is not None and not (isinstance(error, (int, float)) and 0 < error < 1):
+            raise InputError(f"trace_error={error} is out of range: expected 0 < trace_error < 1, such as 0.05")
+
+    @property
+    def products(self) -> int:
+        """The products that one spectrum may take."""
+        return self.num_matvecs * self.num_probes + self.max_matvecs + self.trace_products
+
+    @property
+    def trace_products(self) -> int:
+        """The products that the trace may take."""
+        return self.trace_probes if self.trace_error is None else MAX_TRACE_PRODUCTS
+
+
+@dataclass(frozen=True)
+class Making:
+    """How products are made. It decides their last bits, their time and their memory, not what they are."""
+
+    engine: str = "auto"            # auto, or one of analysis.products.ENGINES
+    microbatch: int | str = "auto"  # samples evaluated at once
+    memory: float | str = "auto"    # bytes that microbatches kept between products may take
+
+    def __post_init__(self):
+        if self.microbatch != "auto":
+            _positive(self, "microbatch")
+
+    def keywords(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the keywords of an operator: `choice`, what was chosen before, stands where nothing else is asked for."""
+        given = {name: value for name, value in vars(self).items() if value != "auto"}
+        return {**choice, **given}
 
 
 @dataclass(frozen=True)
@@ -63,6 +103,17 @@ class SurfaceSettings:
             raise InputError(f"span={self.span} is out of range: expected a number > 0, in units of the direction")
 
 
+def stored_group(group: str, settings: SpectrumSettings) -> str:
+    """Return the group under which a spectrum is stored: "tail", "tail@layer1" for parameters layer1.*, "tail@gauss_newton".
+
+    What is no letter, digit or underscore is left out of the patterns. Two that end up in one name are told apart by the
+    settings stored with the record.
+    """
+    words = [settings.operator] if settings.operator != "hessian" else []
+    words += [".".join(re.findall(r"[A-Za-z0-9_]+", pattern)) or "any" for pattern in settings.params or ()]
+    return f"{group}@{'+'.join(words)[:60]}" if words else group
+
+
 def surface_name(epoch: int, settings: SurfaceSettings) -> str:
     """Return the name under which a surface is stored: epoch, kind of directions, line or plane."""
     kind = settings.directions if settings.directions == "random" else f"{settings.group.replace(':', '-')}-eigen"
@@ -74,6 +125,12 @@ def _positive(settings: object, *names: str) -> None:
         value = getattr(settings, name)
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} is out of range: expected an integer >= 1")
+
+
+def _names(settings: SpectrumSettings) -> None:
+    if isinstance(settings.params, str) or not settings.params or not all(isinstance(p, str) and p for p in settings.params):
+        raise InputError(f"params={settings.params!r} is out of range: expected name patterns, such as 'layer1.*'")
+    object.__setattr__(settings, "params", tuple(settings.params))
 
 
 def _not_negative(settings: object, *names: str) -> None:

@@ -2,6 +2,7 @@
 
     checkpoints/epoch-0060.h5        Checkpoint of epoch 60
     spectra/epoch-0060-class-3.h5    Curvature of the group class:3 at epoch 60
+    spectra/epoch-0060-tail@layer1.h5    Curvature of the group tail in the parameters of layer1
     surfaces/NAME.h5                 Surface NAME
 """
 
@@ -16,7 +17,7 @@ from checkpoints.records import Checkpoint, Curvature, Surface
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # No hyphen: it stands for the colon in file names, so that each file has one group.
-_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]{0,59}(:[0-9]{1,9})?")
+_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]{0,59}(:[0-9]{1,9})?(@[A-Za-z0-9._+]{1,60})?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ KINDS = {
                        re.compile(r"epoch-(?P<epoch>\d{4,9})\.h5")),
     "curvature": Kind(Curvature, "spectra", ("epoch", "group"),
                       lambda epoch, group: f"epoch-{epoch:04d}-{group.replace(':', '-')}.h5",
-                      re.compile(r"epoch-(?P<epoch>\d{4,9})-[A-Za-z0-9._-]+\.h5")),
+                      re.compile(r"epoch-(?P<epoch>\d{4,9})-[A-Za-z0-9._@+-]+\.h5")),
     "surface": Kind(Surface, "surfaces", ("name",), lambda name: f"{name}.h5",
                     re.compile(SAFE_NAME.pattern + r"\.h5")),
 }
@@ -86,7 +87,8 @@ def _check_epoch(epoch: Any) -> None:
 
 def _check_group(group: Any) -> None:
     if not isinstance(group, str) or not _GROUP.fullmatch(group):
-        raise RecordError(f"group={group!r} is out of range: expected letters, digits, '.', '_'; class:3 for a class")
+        raise RecordError(f"group={group!r} is out of range: expected letters, digits, '.', '_'; class:3 for a class, "
+                          "tail@layer1 for a block of parameters")
 
 
 _CHECKS = {"epoch": _check_epoch, "group": _check_group, "name": check_name}

@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the stored surface; default: made of epoch, directions and dimensions")
     parser.add_argument("--overwrite", action="store_true", help="replace a stored record of other settings")
     add_place_arguments(parser)
-    add_common_arguments(parser)
+    add_common_arguments(parser, dry_run=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the surfaces that are not stored yet and say where they are."""
-    from analysis.pipeline import Subject, compute_surface
     from analysis.settings import SurfaceSettings
+    from analysis.subject import Subject
     from checkpoints.store import RunStore
 
     settings = SurfaceSettings(**{f.name: getattr(args, f.name) for f in fields(SurfaceSettings)})
@@ -48,19 +48,40 @@ def run(args: argparse.Namespace) -> int:
     shown = []
     for store, epochs in plans:
         subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
-        with Progress(len(epochs) * settings.points ** settings.dims, str(store.path), quiet=args.quiet or args.json,
-                      unit="point") as bar:
-            for epoch in epochs:
-                record, fresh = compute_surface(subject, epoch, settings, name=args.name, progress=bar,
-                                                overwrite=args.overwrite)
-                shown.append({"run": str(store.path), "name": record.name, "epoch": epoch, "directions": record.direction_names,
-                              "groups": {g: _range(record.loss[i]) for i, g in enumerate(record.groups)},
-                              "stored_before": not fresh})
-                say(args, f"{store.path / 'surfaces' / record.name}.h5: loss of {', '.join(record.groups)} along "
-                          f"{' and '.join(record.direction_names)}")
-    emit_json(args, {"surfaces": shown})
-    say(args, f"next: landscape figures {'surface' if settings.dims == 2 else 'lines'} {' '.join(map(str, args.runs))}")
+        if args.dry_run:
+            shown.append({"run": str(store.path), **_forecast(args, subject, epochs, settings).document})
+        else:
+            shown += _compute(args, subject, epochs, settings)
+    emit_json(args, {"forecast" if args.dry_run else "surfaces": shown})
+    if not args.dry_run:
+        say(args, f"next: landscape figures {'surface' if settings.dims == 2 else 'lines'} {' '.join(map(str, args.runs))}")
     return 0
+
+
+def _forecast(args: argparse.Namespace, subject, epochs: list[int], settings):
+    """Forecast the surfaces, and say it; directions that cannot be had are an error here already."""
+    from analysis.pipeline import surface_directions
+    from scripts.forecast import of_surfaces
+    for epoch in epochs:
+        subject.load(epoch)
+        surface_directions(subject, epoch, settings)
+    forecast = of_surfaces(subject, [settings] * len(epochs))
+    say(args, f"{subject.store.path}: {len(epochs)} surfaces of {settings.points ** settings.dims} points")
+    say(args, forecast.line)
+    return forecast
+
+
+def _compute(args: argparse.Namespace, subject, epochs: list[int], settings) -> list[dict]:
+    from analysis.pipeline import compute_surface
+    rows, place = [], subject.store.path
+    with Progress(len(epochs) * settings.points ** settings.dims, str(place), quiet=args.quiet or args.json, unit="point") as bar:
+        for epoch in epochs:
+            record, fresh = compute_surface(subject, epoch, settings, name=args.name, progress=bar, overwrite=args.overwrite)
+            rows.append({"run": str(place), "name": record.name, "epoch": epoch, "directions": record.direction_names,
+                         "groups": {g: _range(record.loss[i]) for i, g in enumerate(record.groups)}, "stored_before": not fresh})
+            say(args, f"{place / 'surfaces' / record.name}.h5: loss of {', '.join(record.groups)} along "
+                      f"{' and '.join(record.direction_names)}")
+    return rows
 
 
 def _range(loss: np.ndarray) -> dict[str, float]:

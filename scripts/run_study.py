@@ -31,13 +31,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = args.out or Path("runs") / study.name
     runs, started = study.runs(), time.perf_counter()
-    images = _num_images(runs[0].config, args.data_dir)
+    data = _data(runs[0].config, args.data_dir)
     say(args, _outline(study, runs))
     if args.dry_run:
-        emit_json(args, {"study": study.name, "runs": [run.name for run in runs], "forecast": _outline(study, runs)})
-        return 0
+        return _forecast(args, study, runs, data)
     _claim(folder, study)
-    _compute(args, study, runs, folder, images)
+    _compute(args, study, runs, folder, len(data.train))
     pictures = _draw(args, study, runs, folder)
     document = _summarize(args, folder, study, runs, time.perf_counter() - started)
     emit_json(args, document)
@@ -45,17 +44,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _num_images(config, data_dir: Path | None) -> int:
+def _data(config, data_dir: Path | None):
     from landscape.training import training_data
-    return len(training_data(config, data_dir).train)
+    return training_data(config, data_dir)
 
 
 def _outline(study, runs) -> str:
-    from scripts.study_worker import spectrum_cost
     spectra = sum(len(run.spectrum_epochs) * len(run.groups) for run in runs)
-    products = sum(len(run.spectrum_epochs) * len(run.groups) * spectrum_cost(run) for run in runs)
+    products = sum(len(run.spectrum_epochs) * len(run.groups) * run.spectrum.products for run in runs)
     return (f"{study.name}: {len(study.methods)} methods ({', '.join(study.methods)}) x {len(study.seeds)} seeds, "
             f"{spectra} spectra (at most {products} products), {sum(len(run.surfaces) for run in runs)} surfaces")
+
+
+def _forecast(args: argparse.Namespace, study, runs, data) -> int:
+    """Time a few steps of each method, and products and points of the network as it starts; nothing is written."""
+    from analysis.settings import Making
+    from analysis.subject import Subject
+    from scripts.forecast import of_spectra, of_surfaces, of_training
+    first, methods = runs[0], runs[:len(study.methods)]
+    subject = Subject.of(first.config, data, device=first.config.device)
+    total = of_spectra(subject, first.groups, len(first.spectrum_epochs), first.spectrum, Making()).times(len(runs))
+    total += of_surfaces(subject, [settings for run in runs for _, _, settings in run.surfaces])
+    for run in methods:
+        total += of_training(run.config.resolved(data), data).times(len(study.seeds))
+    forecast = total.shared(min(_workers(args, study), len(runs)))
+    say(args, forecast.line + f", {min(_workers(args, study), len(runs))} processes")
+    emit_json(args, {"study": study.name, "runs": [run.name for run in runs], "outline": _outline(study, runs),
+                     "forecast": forecast.document})
+    return 0
 
 
 def _claim(folder: Path, study) -> None:

@@ -18,7 +18,7 @@ from scripts.study_plan import Run
 Report = Callable[[int], None]
 POLL_SECONDS = 0.2
 _queue = None           # of a worker process: where it reports its progress
-_traces: dict = {}      # of this process: traced products, by architecture
+_traces: dict = {}      # of this process: traced products
 
 
 def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, report: Report) -> None:
@@ -43,17 +43,17 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
 
 def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -> None:
     """Train one network, then compute its spectra and surfaces; what is stored already is not computed again."""
-    from analysis.pipeline import Subject, compute_curvature, compute_surface
+    from analysis.pipeline import compute_curvature, compute_surface
+    from analysis.subject import Subject
     from landscape.training import training_data
 
     data = training_data(run.config, data_dir, progress=False)
     config = run.config.resolved(data)
     store = train_run(config, data, folder / run.name, report)
-    traces = _traces.setdefault((config.arch, config.loss, repr(config.loss_options), tuple(data.counts), data.image_size), {})
-    subject = Subject.open(store, data=data, device=config.device, traces=traces)
+    subject = Subject.open(store, data=data, device=config.device, traces=_traces)
     for epoch in run.spectrum_epochs:
         for group in run.groups:
-            with topped_up(report, spectrum_cost(run)) as counted:
+            with topped_up(report, run.spectrum.products) as counted:
                 compute_curvature(subject, epoch, group, run.spectrum, progress=counted)
     for name, epoch, settings in run.surfaces:
         with topped_up(report, settings.points ** settings.dims) as counted:
@@ -79,18 +79,13 @@ def train_run(config, data, path: Path, report: Report):
 def cost(run: Run, num_images: int) -> int:
     """Return how many steps, products and points a run takes: the total of its progress reports."""
     surfaces = sum(settings.points ** settings.dims for _, _, settings in run.surfaces)
-    return training_cost(run.config, num_images) + len(run.spectrum_epochs) * len(run.groups) * spectrum_cost(run) + surfaces
+    return training_cost(run.config, num_images) + len(run.spectrum_epochs) * len(run.groups) * run.spectrum.products + surfaces
 
 
 def training_cost(config, num_images: int) -> int:
     """Return the steps of one training run."""
     from landscape.training import batch_sizes
     return config.epochs * len(batch_sizes(num_images, config.batch_size))
-
-
-def spectrum_cost(run: Run) -> int:
-    """Return the products that one spectrum may take."""
-    return run.spectrum.num_matvecs * run.spectrum.num_probes + run.spectrum.max_matvecs + run.spectrum.trace_probes
 
 
 @contextmanager

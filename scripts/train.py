@@ -9,8 +9,6 @@ import hashlib
 import json
 import re
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from landscape.data.longtail import read_imb_factor
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.training import build_network, choose_device, train, training_data
+from scripts.forecast import of_training
 from scripts.options import Progress, add_common_arguments, emit_json, say
 from scripts.train_settings import add_settings, given_settings
 
@@ -35,7 +34,6 @@ NAME = "train"
 HELP = "train a network on long-tailed data and store its run"
 
 GROUPS = ("all", "head", "tail", "many", "medium", "few")
-FORECAST_STEPS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,29 +207,16 @@ def _report(args: argparse.Namespace, store: RunStore) -> int:
 
 
 def _forecast(args: argparse.Namespace, config: TrainConfig, data: LongTailData) -> int:
-    """Time a few steps, and say how long the run would take; the first step is left out, since it sets things up."""
-    times = [time.perf_counter()]
-    trial = replace(config, max_steps=FORECAST_STEPS)
-    result = train(trial, data=data, on_step=lambda steps: times.append(time.perf_counter()))
-    seconds = (times[-1] - times[min(1, len(times) - 2)]) / max(len(times) - 2, 1)
-    steps, size = _num_steps(config, data), sum(p.numel() * p.element_size() for p in result.model.parameters())
-    text = (
-        f"{config.epochs} epochs, {steps} steps of {seconds:.3g} s: about {steps * seconds / 60:.3g} minutes, and "
-        f"evaluation; {len(config.kept_epochs())} checkpoints of {size / 2**20:.3g} MiB; "
-        f"training images of {data.train.images.nbytes / 2**20:.3g} MiB"
-    )
-    say(args, text)
-    emit_json(
+    """Time a few steps, and say how long the run would take."""
+    forecast = of_training(config, data)
+    each, size = forecast.details["seconds_per_step"], forecast.details["checkpoint_bytes"]
+    say(
         args,
-        {
-            "steps": steps,
-            "seconds_per_step": seconds,
-            "minutes": steps * seconds / 60,
-            "checkpoint_bytes": size,
-            "checkpoints": len(config.kept_epochs()),
-            "config": config.as_dict(),
-        },
+        f"{config.epochs} epochs, {forecast.counts['steps']} steps of {each:.3g} s, and evaluation; "
+        f"{len(config.kept_epochs())} checkpoints of {size / 2**20:.3g} MiB",
     )
+    say(args, forecast.line)
+    emit_json(args, forecast.document | {"config": config.as_dict()})
     return 0
 
 

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import second_opinion
-from analysis.pipeline import Subject, compute_curvature, compute_surface, group_batches
-from analysis.settings import SpectrumSettings, SurfaceSettings
+from analysis import pipeline, second_opinion
+from analysis.operators import HessianOperator
+from analysis.pipeline import compute_curvature, compute_surface
+from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
+from analysis.subject import Subject, group_batches
+from checkpoints import layout
 from checkpoints.errors import RecordError
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
@@ -90,27 +93,81 @@ def test_weighted_group_losses_add_up(subject):
     assert sum(p.num_samples * p.loss for p in parts) / whole.num_samples == pytest.approx(whole.loss, rel=1e-12)
 
 
-def test_an_interrupted_spectrum_goes_on_in_the_middle_and_ends_in_the_same_bits(tmp_path):
-    """Stop after some products, start again; compare with a run that was never stopped."""
-    records, calls = [], []
-    for name, stop in (("whole", None), ("stopped", 9)):
-        subject = Subject.open(trained(tmp_path / name), traces=TRACES)
-        counted = []
+def test_an_interrupted_spectrum_goes_on_in_the_middle_and_ends_in_the_same_bits(tmp_path, monkeypatch):
+    """Stop in the Lanczos steps, in the restarts and in the trace; compare with a run that was never stopped."""
+    made = []
+    matmat = HessianOperator.matmat
+    monkeypatch.setattr(HessianOperator, "matmat", lambda self, V: made.append(len(V)) or matmat(self, V))
+    subject = Subject.open(trained(tmp_path / "run"), traces=TRACES)
+    whole, _ = compute_curvature(subject, 2, "tail", SETTINGS)
+    products, made[:] = sum(made), []
+    for stop in (9, 30, products - 7):
+        compute_until(stop, subject)
+        assert list(subject.store.path.glob("partial/*/*"))
+    record, _ = compute_curvature(subject, 2, "tail", SETTINGS, overwrite=True)
+    assert content_hash(record) == content_hash(whole) and not list(subject.store.path.glob("partial/*"))
+    assert record.provenance["num_matvecs"] == whole.provenance["num_matvecs"]
+    assert sum(made) < products + 3 * (2 * SETTINGS.num_pairs + SETTINGS.trace_probes)   # each stop repeats little
 
-        def count(products):
-            counted.append(products)
-            if stop and sum(counted) > stop:
-                raise KeyboardInterrupt
-        if stop:
-            with pytest.raises(KeyboardInterrupt):
-                compute_curvature(subject, 2, "tail", SETTINGS, progress=count)
-            assert list(subject.store.path.glob("partial/*/*"))
-            stop = None
-            counted.clear()
-        records.append(compute_curvature(subject, 2, "tail", SETTINGS, progress=count)[0])
-        calls.append(len(counted))
-        assert not list(subject.store.path.glob("partial/*/*"))
-    assert content_hash(records[0]) == content_hash(records[1]) and calls[1] < calls[0]
+
+def compute_until(stop, subject):
+    """Compute a spectrum anew and interrupt it after so many products."""
+    subject.store.path.joinpath("spectra", "epoch-0002-tail.h5").unlink(missing_ok=True)
+    counted = []
+
+    def count(products):
+        counted.append(products)
+        if sum(counted) >= stop:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        compute_curvature(subject, 2, "tail", SETTINGS, progress=count)
+
+
+def test_what_was_chosen_by_timing_is_stored_and_chosen_again_on_resuming(tmp_path, monkeypatch):
+    subject, chosen = Subject.open(trained(tmp_path / "run"), traces=TRACES), []
+    compute_until(5, subject)
+
+    def build(*args):
+        chosen.append(args[-1])
+        return pipeline_build(*args)
+    pipeline_build = pipeline.build_operator
+    monkeypatch.setattr(pipeline, "build_operator", build)
+    record, _ = compute_curvature(subject, 2, "tail", SETTINGS)
+    assert chosen == [record.provenance["choice"]] and chosen[0]["engine"] == record.provenance["engine"]
+
+
+def test_products_asked_for_in_another_way_do_not_touch_those_of_an_interrupted_run(tmp_path):
+    subject = Subject.open(trained(tmp_path / "run"), traces=TRACES)
+    compute_until(5, subject)
+    kept = sorted(subject.store.path.glob("partial/*/*"))
+    record, _ = compute_curvature(subject, 2, "tail", SETTINGS, making=Making(engine="reverse"))
+    assert record.provenance["engine"] == "reverse" and sorted(subject.store.path.glob("partial/*/*")) == kept
+
+
+def test_a_block_of_parameters_has_a_record_of_its_own(subject):
+    whole, _ = compute_curvature(subject, 1, "head", SETTINGS)
+    first = next(name for name, _ in subject.model.named_parameters())
+    block = replace(SETTINGS, params=(first,), num_matvecs=4)
+    record, fresh = compute_curvature(subject, 1, "head", block)
+    assert fresh and record.group.startswith("head@") and record.spectrum.size < whole.spectrum.size
+    assert record.test_accuracy == whole.test_accuracy and record.loss == whole.loss
+    assert not compute_curvature(subject, 1, "head", SETTINGS)[1] and not compute_curvature(subject, 1, "head", block)[1]
+    # The block's eigenvalues lie between the whole matrix's (Cauchy).
+    assert record.eigenpairs.values[-1] <= whole.eigenpairs.values[-1] + whole.eigenpairs.residuals[-1]
+
+
+def test_the_gauss_newton_matrix_is_positive_and_stored_beside_the_hessian(subject):
+    record, _ = compute_curvature(subject, 1, "tail", replace(SETTINGS, operator="gauss_newton"))
+    assert record.group == "tail@gauss_newton" and record.eigenpairs.values[0] > -1e-9 * record.eigenpairs.values[-1]
+
+
+def test_a_record_from_before_a_setting_existed_is_kept(subject):
+    record, _ = compute_curvature(subject, 1, "many", SETTINGS)
+    older = dict(record.provenance["inputs"]["settings"])
+    del older["params"], older["operator"]
+    inputs = record.provenance["inputs"] | {"settings": older}
+    subject.store.write(replace(record, provenance=record.provenance | {"inputs": inputs}))
+    assert not compute_curvature(subject, 1, "many", SETTINGS)[1]
 
 
 def test_a_subset_is_stated_and_seeded(subject):
@@ -182,7 +239,17 @@ def test_eigenvector_surfaces_need_the_spectrum_and_say_how_to_get_it(subject):
         compute_surface(subject, 1, SurfaceSettings(directions="eigen", group="medium"))
 
 
+@pytest.mark.parametrize("patterns, name", [
+    (("layer1.*",), "tail@layer1"), (("fc.weight", "*.bn?.*"), "tail@fc.weight+bn"), (("*",), "tail@any"),
+    (("a" * 90,), "tail@" + "a" * 60)])
+def test_a_block_is_stored_under_the_words_of_its_patterns(patterns, name):
+    assert stored_group("tail", replace(SETTINGS, params=patterns)) == name
+    assert layout.relative_path(layout.KINDS["curvature"], {"epoch": 1, "group": name}).name == f"epoch-0001-{name}.h5"
+
+
 @pytest.mark.parametrize("kind, change, word", [
+    (SpectrumSettings, dict(trace_error=1.5), "trace_error=1.5"), (SpectrumSettings, dict(params=()), "params="),
+    (SpectrumSettings, dict(operator="fisher"), "hessian, gauss_newton"), (Making, dict(microbatch=0), "microbatch=0"),
     (SpectrumSettings, dict(num_probes=0), "num_probes=0"), (SpectrumSettings, dict(tol=0), "tol=0"),
     (SpectrumSettings, dict(split="dev"), "train, test"), (SurfaceSettings, dict(points=4), "odd"),
     (SurfaceSettings, dict(dims=3), "dims=3"), (SurfaceSettings, dict(span=-1), "span=-1")])

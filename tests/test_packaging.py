@@ -21,6 +21,7 @@ LADDER = {
     "landscape": ("landscape",),
     "checkpoints": ("checkpoints",),
     "analysis.pipeline": ("analysis", "landscape", "checkpoints"),
+    "analysis.subject": ("analysis", "landscape", "checkpoints"),
     "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
     "figures": ("figures", "analysis.quadrature", "analysis.summary", "checkpoints"),
@@ -62,9 +63,9 @@ def test_imports_point_down_the_ladder(path):
     assert wrong == []
 
 
-def test_nothing_but_scripts_and_the_pipeline_itself_imports_the_pipeline():
-    users = [module_name(path) for path in SOURCES
-             if any(is_within(name, "analysis.pipeline") for name in imported(path))]
+@pytest.mark.parametrize("module", ["analysis.pipeline", "analysis.subject"])
+def test_nothing_but_scripts_and_the_pipeline_imports_what_opens_a_run(module):
+    users = [module_name(path) for path in SOURCES if any(is_within(name, module) for name in imported(path))]
     assert [name for name in users if not is_within(name, "scripts") and not is_within(name, "analysis.pipeline")] == []
 
 

@@ -1,0 +1,132 @@
+"""One run under analysis: its data, its groups, and the model that its checkpoints are loaded into.
+
+    subject = Subject.open(store)           # or Subject.of(config, data): a run that is still to be trained
+    subject.load(epoch=60)
+    batches, available = group_batches(subject, "tail", settings)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.settings import SpectrumSettings, SurfaceSettings
+from checkpoints.records import Checkpoint
+from checkpoints.schema import content_hash
+from checkpoints.store import RunStore
+from landscape.configuration import TrainConfig
+from landscape.data import LongTailData, Split
+from landscape.errors import InputError
+from landscape.evaluation import evaluate
+from landscape.groups import ClassGroups
+from landscape.losses import build_loss
+from landscape.snapshot import load_arrays
+from landscape.training import build_network, choose_device, training_data
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Subject:
+    """A run's data, groups and model. `traces` holds traced products, shared by every run of one process."""
+
+    config: TrainConfig
+    data: LongTailData
+    model: nn.Module
+    groups: ClassGroups
+    device: torch.device
+    store: RunStore | None = None
+    traces: dict = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def open(cls, store: RunStore, *, data_dir: Path | str | None = None, device: str = "auto",
+             data: LongTailData | None = None, traces: dict | None = None) -> "Subject":
+        """Load the data and build the model that a run's configuration names."""
+        config = TrainConfig.from_dict(store.config)
+        data = training_data(config, data_dir, progress=False) if data is None else data
+        return cls.of(config, data, device=device, store=store, traces=traces)
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: LongTailData, *, device: str = "auto", store: RunStore | None = None,
+           traces: dict | None = None) -> "Subject":
+        """Build the model of a configuration, with its initial weights."""
+        config, device = config.resolved(data), choose_device(device)
+        groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few)
+        return cls(config, data, build_network(config, data).to(device), groups, device, store, {} if traces is None else traces)
+
+    def load(self, epoch: int) -> None:
+        """Put the weights of one checkpoint into the model."""
+        if self.checkpoint is None or self.checkpoint.epoch != epoch:
+            self.checkpoint = self.store.read("checkpoint", epoch=epoch)
+            self.model.float()
+            load_arrays(self.model, self.checkpoint.arrays)
+            self.__dict__.pop("test_metrics", None)
+            self.__dict__.pop("checkpoint_hash", None)
+
+    def cast(self, dtype: str) -> nn.Module:
+        """Return the model in float32 or float64."""
+        return self.model.to(torch.float64 if dtype == "float64" else torch.float32)
+
+    def loss(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return cross-entropy ("CE"), or the loss that the run was trained with."""
+        if name == "CE":
+            return build_loss("CE", self.data.counts)
+        return build_loss(self.config.loss, self.data.counts, **self.config.loss_options)
+
+    def shared_traces(self, settings: SpectrumSettings) -> dict:
+        """Return the traced products that fit this run: a trace holds the network, the loss and its constants."""
+        network = (self.config.arch, self.config.loss, repr(self.config.loss_options), tuple(self.data.counts),
+                   self.data.image_size)
+        return self.traces.setdefault((*network, settings.loss, settings.dtype, settings.operator), {})
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        """The hash of the weights now loaded."""
+        return content_hash(self.checkpoint)
+
+    @cached_property
+    def test_metrics(self) -> dict[str, float]:
+        """Accuracy and loss of every group and class on the test images, at the weights now loaded."""
+        return evaluate(self.model, self.data, self.groups.with_classes(), flip=False)
+
+
+def group_images(subject: Subject, group: str, settings: SpectrumSettings) -> tuple[np.ndarray, int]:
+    """Return which images of the split enter a group's Hessian, and how many the split holds of the group."""
+    labels = getattr(subject.data, settings.split).labels.cpu().numpy()
+    members = np.flatnonzero(np.isin(labels, subject.groups.select(group)))
+    if not len(members):
+        raise InputError(f"group {group!r} has no image in the {settings.split} split")
+    return _subset(members, settings.max_samples, settings.seed), len(members)
+
+
+def group_batches(subject: Subject, group: str, settings: SpectrumSettings) -> tuple[Batches, int]:
+    """Return a group's images in batches, and how many the split holds of it."""
+    chosen, available = group_images(subject, group, settings)
+    return _batches(subject, getattr(subject.data, settings.split), chosen, settings.batch_size, settings.dtype), available
+
+
+def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
+    """Return the images of all groups in batches; with `max_samples`, so many of head and of tail each."""
+    split = getattr(subject.data, settings.split)
+    labels = split.labels.cpu().numpy()
+    halves = [np.flatnonzero(np.isin(labels, subject.groups.classes[name])) for name in ("head", "tail")]
+    chosen = np.sort(np.concatenate([_subset(part, settings.max_samples, settings.seed) for part in halves]))
+    return _batches(subject, split, chosen, settings.batch_size, settings.dtype)
+
+
+def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    if limit is None or limit >= len(members):
+        return members
+    return np.sort(np.random.default_rng(seed).choice(members, limit, replace=False))
+
+
+def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str) -> Batches:
+    pieces = np.array_split(chosen, -(-len(chosen) // batch_size))
+    kind = torch.float64 if dtype == "float64" else torch.float32
+    taken = [split.take(piece).to(subject.device) for piece in pieces]
+    return [(subject.data.inputs(part.images, kind), part.labels) for part in taken]
