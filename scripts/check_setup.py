@@ -1,6 +1,6 @@
 """`landscape doctor`: whether this machine is ready, which data are found, and what it would be good for.
 
-Ready means: every required library is there and a Hessian-vector product of a small network is symmetric.
+Ready means: every required library is there, a Hessian-vector product of a small network is symmetric, and an engine serves.
 """
 
 import argparse
@@ -47,15 +47,22 @@ def examine(data_dir: Path) -> dict[str, Any]:
     problems = [f"{name} is not installed: python -m pip install {name}" for name in versions if not versions[name]]
     document = {"python": platform.python_version(), "platform": platform.platform(), "versions": versions,
                 "cores": _cores(), "memory_gib": _memory() / GIB, "disk_free_gib": _disk_free() / GIB,
-                "compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
-                "devices": [], "product": None, "data": _data(data_dir, bool(versions["scikit-learn"]))}
+                "compiler": _compiler(), "devices": [], "product": None, "engines": {},
+                "data": _data(data_dir, bool(versions["scikit-learn"]))}
     if sys.version_info < (3, 11):
         problems.append(f"Python {document['python']} is too old: expected 3.11 or newer")
     if versions["torch"]:
-        document |= {"devices": _devices(), "product": _product()}
+        document |= {"devices": _devices(), "product": _product(), "engines": _engines()}
         if document["product"]["asymmetry"] > 1e-4:
             problems.append("Hessian-vector products are not symmetric here: the torch installation is broken")
+        if not any("product_ms" in engine for engine in document["engines"].values()):
+            problems.append("no engine for Hessian-vector products works here: the torch installation is broken")
     return document | {"problems": problems, "good_for": _good_for(document)}
+
+
+def _compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would use."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), None)
 
 
 def _version(name: str) -> str | None:
@@ -124,6 +131,34 @@ def _product() -> dict[str, Any]:
             "asymmetry": abs(uHv - vHu) / size}
 
 
+def _engines() -> dict[str, dict[str, Any]]:
+    """Time a product by every engine that is not compiled, for a small convolutional network, in gradients; or say why not."""
+    import torch
+    from torch import nn
+
+    from analysis.operators import HessianOperator
+    from analysis.products import ENGINES
+    from landscape.errors import InputError
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2),
+                              nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10)).to(device)
+    batch = torch.randn(64, 3, 16, 16, generator=generator), torch.randint(10, (64,), generator=generator)
+    found: dict[str, dict[str, Any]] = {}
+    for name in (name for name in ENGINES if not name.endswith("-compiled")):
+        try:
+            operator = HessianOperator(model, nn.CrossEntropyLoss(), [tuple(part.to(device) for part in batch)], engine=name)
+        except InputError as reason:
+            found[name] = {"reason": str(reason)}
+            continue
+        v = torch.ones(operator.size, dtype=operator.dtype, device=device)
+        times = {"product_ms": _best_ms(lambda: operator.matvec(v), 5), "gradient_ms": _best_ms(operator.gradient, 5)}
+        found[name] = times | {"gradients": times["product_ms"] / times["gradient_ms"]}
+    return found
+
+
 def _gradient_and_product(inputs: Any, labels: Any, weights: list) -> tuple:
     import torch
 
@@ -183,6 +218,8 @@ def _lines(document: dict[str, Any]) -> list[str]:
     hardware = [f"{device['name']}: {device['description']}, " + (
         f"{device['memory_gib']:.0f} GiB" if "memory_gib" in device else f"{device['threads']} threads")
         for device in document["devices"]]
+    engines = [f"{name} {engine['gradients']:.1f} gradients ({engine['product_ms']:.2f} ms)" if "gradients" in engine else
+               f"{name} does not serve: {engine['reason']}" for name, engine in document["engines"].items()]
     timed = product and (f"one product {product['product_ms']:.2f} ms, gradient {product['gradient_ms']:.2f} ms "
                          f"({product['parameters']} parameters, {product['samples']} samples, {product['device']})")
     return [
@@ -192,6 +229,8 @@ def _lines(document: dict[str, Any]) -> list[str]:
         f"machine   {document['cores']} cores, {document['memory_gib']:.1f} GiB memory, "
         f"{document['disk_free_gib']:.0f} GiB disk free here, compiler {document['compiler'] or 'none'}",
         f"hessian   {timed or 'not timed'}",
+        f"engines   {', '.join(engines) or 'not timed'}, for one product of a small convolutional network; "
+        f"compiled ones {'can be asked for' if document['compiler'] else 'need a C++ compiler, which is not found'}",
         *(f"data      {name}: {state}" for name, state in document["data"].items()),
         f"good for  {document['good_for']}",
         "not ready: see the errors" if document["problems"] else "ready; next: landscape study digits --out runs/digits"

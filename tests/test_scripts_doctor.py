@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def complete(monkeypatch):
-    """Pretend that every library is installed."""
+    """Pretend that every library is installed, and save the time of the engines."""
     monkeypatch.setattr(check_setup, "_version", lambda name: "1.0")
+    monkeypatch.setattr(check_setup, "_engines", lambda: {"jvp": {"product_ms": 2.0, "gradient_ms": 1.0, "gradients": 2.0}})
 
 
 @pytest.fixture
@@ -40,6 +41,20 @@ def test_json_holds_hardware_and_one_product_that_is_symmetric(complete, capsys)
     assert document["devices"][0]["name"] == "cpu" and document["problems"] == []
     assert document["product"]["asymmetry"] < 1e-5 and document["product"]["parameters"] == 64 * 64 + 64 * 10
     assert document["product"]["product_ms"] > 0 and document["product"]["gradient_ms"] > 0
+
+
+def test_every_engine_is_timed_in_gradients_or_its_reason_given():
+    engines = check_setup._engines()
+    assert {"linearized", "jvp", "reverse", "differences"} <= engines.keys()
+    assert all(1 < engine["gradients"] < 50 for engine in engines.values())
+
+
+def test_an_engine_that_does_not_serve_is_said_and_a_compiler_that_is_not_found(complete, product, monkeypatch, capsys):
+    monkeypatch.setattr(check_setup, "_engines", lambda: {"linearized": {"reason": "it is broken"}})
+    monkeypatch.setattr(check_setup.shutil, "which", lambda name: None)
+    assert main(["doctor"]) == 2
+    out, err = capsys.readouterr()
+    assert "linearized does not serve: it is broken" in out and "need a C++ compiler" in out and "no engine" in err
 
 
 def test_a_missing_library_is_an_error_with_its_remedy(monkeypatch, product, capsys):
