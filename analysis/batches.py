@@ -62,6 +62,14 @@ class Batch:
         return replace(self, tensors=tuple(x[chosen] for x in self.tensors), weights=self.weights[chosen],
                        num_samples=len(self.weights[chosen]))
 
+    def cut(self, limit: int) -> "list[Batch]":
+        """Return nearly equal pieces of at most `limit` samples, or the batch itself where it cannot be cut."""
+        if len(self) <= limit or not self.is_cuttable:
+            return [self]
+        count = -(-len(self) // limit)
+        ends = [place * len(self) // count for place in range(count + 1)]
+        return [self.piece(slice(start, stop)) for start, stop in zip(ends, ends[1:])]
+
     def halves(self) -> "tuple[Batch, Batch] | None":
         """Return both halves of a batch that can be cut."""
         half = len(self) // 2

@@ -7,6 +7,7 @@ product. theta and the buffers are a snapshot taken at construction, in evaluati
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from analysis.batches import add_bytes, read
 from analysis.distributed import Processes, fingerprint
 from analysis.kernels import reproducible_kernels
 from analysis.objective import Objective, Supervised
+from analysis.plan import Wishes
 from landscape.errors import InputError
 from landscape.parameters import flatten
 
@@ -27,12 +29,10 @@ class LossOperator(Operator):
     """A matrix of second derivatives of a mean loss; `_objective_of` says which."""
 
     def __init__(self, model: nn.Module, batches: Iterable, *, params: str | Sequence[str] | None = None,
-                 memory: str | float = "auto", engine: str = "auto", traces: dict | None = None, share: bool = True):
-        if engine != "auto" and engine not in products.ENGINES:
-            raise InputError(f"engine={engine!r} is unknown: expected auto, {', '.join(products.ENGINES)}")
+                 traces: dict | None = None, share: bool = True, **wishes: Any):
+        self._wishes, self._traces = Wishes(**wishes), {} if traces is None else traces
         self._processes = Processes.present(share)
-        self._processes.together(lambda: self._open(model, batches, params, memory))
-        self._wanted, self._traces = engine, {} if traces is None else traces
+        self._processes.together(lambda: self._open(model, batches, params))
         self.num_matvecs = 0
         self.refresh()
 
@@ -41,10 +41,9 @@ class LossOperator(Operator):
         """Return the objective of a frozen copy of the model."""
         raise NotImplementedError
 
-    def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None, memory: str | float) -> None:
+    def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None) -> None:
         self._model, self._names = model, blocks.choose(model, params)
         self.device, self.dtype = _common_kind(self._source())
-        self._budget = plan.budget(memory, self.device)
         with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
             self._data = read(batches, self.device, self.dtype, self._processes)
         self.num_samples = self._data.num_samples
@@ -74,19 +73,25 @@ class LossOperator(Operator):
             checks.refuse_unfit(objective, self.theta, batch, is_scalar)
         checks.refuse_unconnected(objective, whole)
         checks.refuse_false_gradient(objective, self.theta, whole)
-        self.batches = own if is_scalar else [batch.padded(max(map(len, own))) for batch in own]
+        self.batches = own if is_scalar else plan.microbatches(own, self._wishes.microbatch, self.theta)
 
     def _choose_engine(self) -> None:
         """Let the first process choose, and the others check its choice on their own batches."""
         here = self._processes
-        chosen = here.together(lambda: self._chosen(self._wanted) if here.rank == 0 else None)
-        self.engine, self.reasons = here.first(chosen and (chosen.engine, chosen.reasons))
+        chosen = here.together(lambda: self._chosen(self._wishes) if here.rank == 0 else None)
+        self.engine, self.reasons, self.seconds = here.first(chosen and (chosen.engine, chosen.reasons, chosen.seconds))
         if here.count > 1:
-            chosen = here.together(lambda: chosen or (self._chosen(self.engine) if self.batches else None))
-        self._products = plan.Kept(chosen.prepare, self.batches, self._budget) if chosen else None
+            as_first = replace(self._wishes, engine=self.engine)
+            chosen = here.together(lambda: chosen or (self._chosen(as_first) if self.batches else None))
+        self._products = chosen.products if chosen else None
 
-    def _chosen(self, wanted: str) -> plan.Choice:
-        return plan.choose(self._objective, self.theta, self.batches, wanted, self._traces)
+    def _chosen(self, wishes: Wishes) -> plan.Choice:
+        return plan.choose(self._objective, self.theta, self.batches, wishes, self._traces)
+
+    @property
+    def choice(self) -> dict[str, str | int]:
+        """What was chosen by timing and by memory: passed back as keywords, it gives the same bits."""
+        return {"engine": self.engine, "microbatch": self._products.microbatch if self._products else 1}
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""
@@ -100,7 +105,7 @@ class LossOperator(Operator):
 
     def _own_product(self, V: Tensor) -> Tensor:
         self._refuse_moved()
-        return sum(product(V) for product in self._products) if self._products else torch.zeros_like(V)
+        return self._products.matmat(V) if self._products else torch.zeros_like(V)
 
     def gradient(self) -> Tensor:
         """Return grad L(theta), (d,)."""
@@ -132,10 +137,12 @@ class LossOperator(Operator):
         twin._model, twin.num_matvecs = None, 0
         for batch in twin.batches:
             batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
+        for batch in twin.batches[:1]:
             checks.refuse_narrow(twin._objective, twin.theta, batch.some(1))
         engine = self.engine.partition("-")[0]
         twin.engine = "jvp" if engine == "linearized" else engine
-        twin._products = plan.Kept(products.ENGINES[twin.engine](twin._objective, twin.theta, {}), twin.batches, 0)
+        prepare = products.ENGINES[twin.engine](twin._objective, twin.theta, {})
+        twin._products = plan.Kept(prepare, twin.batches, 0) if twin.batches else None
         return twin
 
     @property
@@ -174,8 +181,10 @@ class HessianOperator(LossOperator):
     batches   a sequence or re-iterable of (inputs, targets), read twice to see that it does not change
     params    names or patterns, "layer1.*", or a block of `analysis.blocks.parameter_blocks`: a block of the Hessian
     forward   forward(model, batch) -> (B,) losses, for batches of another form; `loss` is then not called
-    engine    "auto", or one of linearized, jvp, reverse, differences: see `analysis.products`
+    engine    "auto", or one of `analysis.products.ENGINES`; `.reasons` says why the others were not taken
     memory    "auto", or bytes that kept microbatches may take; the others are computed anew for each product
+    microbatch          "auto", or how many samples are evaluated at once
+    expected_matvecs    how many products are to come: many pay for compiling
     traces    a dict that operators of one architecture and loss, constants included, share: each shape of batch is traced once
     share     whether the processes of an initialised torch.distributed group share the samples: see `analysis.distributed`
 
@@ -184,10 +193,9 @@ class HessianOperator(LossOperator):
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] | None, batches: Iterable, *,
-                 params: str | Sequence[str] | None = None, forward: Callable[[nn.Module, Any], Tensor] | None = None,
-                 memory: str | float = "auto", engine: str = "auto", traces: dict | None = None, share: bool = True):
+                 forward: Callable[[nn.Module, Any], Tensor] | None = None, **options: Any):
         self._losses = forward or Supervised.of(loss)
-        super().__init__(model, batches, params=params, memory=memory, engine=engine, traces=traces, share=share)
+        super().__init__(model, batches, **options)
 
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
                       fixed: dict[str, Tensor]) -> Objective:

@@ -4,18 +4,22 @@
 second call on for many networks (pytorch/pytorch#107538). Here the whole product jvp(grad f)(theta; v) is traced as a
 function of *all* its tensors, functionalised (no operation writes into a tensor), simplified, and cut in two graphs:
 
-    primal(theta, tensors) -> residuals        evaluated once for a microbatch, if memory allows
-    tangent(v, residuals)  -> Hv               linear in v, evaluated for every product
+    primal(theta, tensors) -> residuals, losses  evaluated once for a microbatch, if memory allows
+    tangent(v, residuals)  -> Hv                 linear in v, evaluated for every product
 
 No input is folded into either graph, so one trace serves every microbatch of the same shapes. Constants of the code, the
 margins of a loss for one, stay as they are: nothing can overwrite them, since a graph that writes is refused.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -37,19 +41,28 @@ class TracingError(RuntimeError):
 class Split:
     """A traced product, cut at what does not depend on v."""
 
-    primal: fx.GraphModule      # (theta, *tensors) -> list of residuals
-    tangent: fx.GraphModule     # (v, *residuals) -> Hv
+    primal: Callable[..., list[Tensor]]     # (theta, *tensors) -> residuals, and the losses last
+    tangent: Callable[..., Tensor]          # (v, *residuals) -> Hv
+    num_nodes: int = 0                      # of both graphs
 
 
-def trace_split(product: Callable[..., Tensor], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
-    """Trace product(theta, v, *tensors), linear in v, and split it. Raises TracingError with the reason."""
+def trace_split(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
+    """Trace product(theta, v, *tensors) -> (Hv, losses), Hv linear in v, and split it. Raises TracingError with the reason."""
     try:
-        traced = make_fx(functionalize(product))(theta, v, *tensors)
+        with _one_fake_mode():
+            traced = make_fx(functionalize(product))(theta, v, *tensors)
     except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
         raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
     simplify(traced.graph)
     _refuse_impure(traced.graph)
     return _split(traced)
+
+
+@contextmanager
+def _one_fake_mode() -> Iterator[None]:
+    """Let make_fx describe every node's value in one mode; left alone it builds a mode a node, a third of the time."""
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        yield
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -133,19 +146,20 @@ def _split(traced: fx.GraphModule) -> Split:
     for node in graph.nodes:
         if node not in dependent and node.op in ("call_function", "get_attr"):
             inside[node] = primal.node_copy(node, inside.__getitem__)
+    result, losses = next(node for node in graph.nodes if node.op == "output").args[0]
     boundary = [node for node in inside if any(user in dependent for user in node.users)]
-    primal.output([inside[node] for node in boundary])
+    primal.output([inside[node] for node in (*boundary, losses)])
     outside = {v: tangent.placeholder("v")} | {node: tangent.placeholder(f"c{i}") for i, node in enumerate(boundary)}
     for node in graph.nodes:
         if node in dependent and node.op == "call_function":
             outside[node] = tangent.node_copy(node, outside.__getitem__)
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
-    if isinstance(result, fx.Node) and result not in outside:
+    if result not in outside:
         raise TracingError("the product does not depend on v: the loss is linear in the parameters")
-    tangent.output(fx.node.map_arg(result, outside.__getitem__))
+    tangent.output(outside[result])
     for part in (primal, tangent):
         part.eliminate_dead_code()
-    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent))
+    size = len(primal.nodes) + len(tangent.nodes)
+    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent), size)
 
 
 def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:
@@ -159,6 +173,24 @@ def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def compiled(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
+    """Compile both graphs of a traced product, constants being inputs. Raises TracingError where TorchInductor cannot."""
+    with torch.no_grad():
+        *residuals, _ = split.primal(theta, *tensors)
+        return Split(*(_compiled(graph, inputs) for graph, inputs in
+                       ((split.primal, [theta, *tensors]), (split.tangent, [v, *residuals]))))
+
+
+def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
+    from torch._inductor import compile
+    try:
+        function = compile(copy.deepcopy(graph), inputs)        # compiling rewrites the graph
+        function(*inputs)
+    except Exception as reason:     # no compiler, an operation it does not know: a reason to stay eager, shown to the user
+        raise TracingError(f"TorchInductor: {type(reason).__name__}: {_first_line(reason)}") from reason
+    return function
 
 
 def held_bytes(residuals: Sequence[Tensor]) -> int:
