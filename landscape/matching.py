@@ -21,6 +21,8 @@ from math import isqrt
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.overrides import TorchFunctionMode
 
 from landscape.errors import InputError
 from landscape.models import ARCHITECTURES, CosineHead
@@ -32,7 +34,6 @@ IN_FRONT = ANYWHERE | {"model", "net", "network", "backbone", "encoder"}
 OTHER_WORDS = {"linear": "fc", "shortcut": "downsample"}
 COUNTER = "num_batches_tracked"
 SHOWN = 3
-MOST_TRIED = 8              # numbers of classes, where a file is tried against the architectures of ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +185,33 @@ def _some(names: Iterable[str]) -> str:
 
 def _suggestion(offered: Mapping[str, Tensor]) -> str:
     """Name the architecture of ours that the file fits, with its number of classes, where there is one."""
-    sizes = sorted({size for value in offered.values() if value.ndim == 2 for size in value.shape})[:MOST_TRIED]
-    inputs = _possible_inputs(offered)
-    for arch, classes, (channels, side), cosine in product(ARCHITECTURES, sizes, inputs, (False, True)):
-        with torch.device("meta"):      # shapes alone: no memory, no time
-            model = ARCHITECTURES[arch](classes, channels, side, cosine)
-        if match_names(offered, model).problems == 0:
+    heads = [value for name, value in offered.items() if _translated(name) == "fc.weight" and value.ndim == 2]
+    sizes = sorted({size for value in heads for size in value.shape})   # a cosine head may be turned
+    likely = [arch for arch in ARCHITECTURES if heads and _names(offered) == _names(_shapes(arch, 2, 1, 1, False))]
+    for arch, classes, (channels, side), cosine in product(likely, sizes, _possible_inputs(offered), (False, True)):
+        if match_names(offered, _shapes(arch, classes, channels, side, cosine)).problems == 0:
             head = "a cosine head (loss=LDAM)" if cosine else "a linear head (loss=CE, LA or VS)"
             return f"; it fits arch={arch} with {classes} classes, {channels} channels, {head}"
     return "; ignore=PATTERN leaves names out"
+
+
+def _shapes(arch: str, classes: int, channels: int, side: int, cosine: bool) -> nn.Module:
+    with torch.device("meta"), _Undrawn():      # no values, hence neither memory nor time
+        return ARCHITECTURES[arch](classes, channels, side, cosine)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave out the computing of initial weights: on the meta device its first call loads modules for seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        computing = function in (Tensor.normal_, Tensor.uniform_, normalize)
+        return args[0] if computing else function(*args, **(kwargs or {}))
+
+
+def _names(weights: Mapping[str, Tensor] | nn.Module) -> set[str]:
+    """Return the names but for those that a file may lack: the head's, and counters."""
+    names = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    return {_translated(name) for name in names if not name.endswith((COUNTER, "fc.bias", "linear.bias"))}
 
 
 def _possible_inputs(offered: Mapping[str, Tensor]) -> list[tuple[int, int]]:

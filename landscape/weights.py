@@ -25,6 +25,7 @@ from landscape.errors import InputError
 ENTRIES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 LARGEST_EPOCH = 10**9
 DEEPEST = 4
+PICKLE = b"\x80"    # the first byte of a pickle of protocol 2 or later
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +82,21 @@ def _read_torch(path: Path) -> Any:
         raise
     except Exception as error:  # the unpickler raises what the bytes drive it to: KeyError, EOFError, UnicodeDecodeError
         raise InputError(
-            f"{path} cannot be read: {_reason(error)}; expected tensors alone, as "
+            f"{path} cannot be read: {_reason(path, error)}; expected tensors alone, as "
             "torch.save(model.state_dict(), 'weights.pth') stores them: where you trust the file, load it in the "
             "program that made it and convert it so"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     text = str(error)
     if named := re.search(r"GLOBAL ([\w.]+)|(?:class|type|global) ([\w.]+\.[\w.]+) ", text):
         return f"it holds a Python object, {named[1] or named[2]}, and reading such objects can run code"
     if "TorchScript" in text:
         return "it is a TorchScript program, not weights"
-    if "Unsupported operand" in text:
+    with open(path, "rb") as file:
+        is_pickle = file.read(1) == PICKLE
+    if is_pickle and "Unsupported operand" in text:
         return "it is a pickle of Python objects, and reading those can run code"
     return "it is no file that torch.save wrote, or a damaged one"
 

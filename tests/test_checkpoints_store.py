@@ -260,6 +260,18 @@ def test_the_writer_clears_what_killed_processes_left(store):
     assert len(store.journal("tail").steps()) == 1
 
 
+def test_the_writer_can_say_more_of_where_a_run_comes_from(store):
+    with pytest.raises(RuntimeError, match="amend_provenance.. needs this process to be the writer"):
+        store.amend_provenance(imported={"3": "a.pth"})
+    with store.writer():
+        store.amend_provenance(imported={"3": "a.pth"})
+        store.mark_finished()
+        store.amend_provenance(imported={"4": "b.pth"}, more=1)
+    again = RunStore.open(store.path)
+    assert again.provenance == store.provenance == {"seed": 1, "imported": {"4": "b.pth"}, "more": 1}
+    assert again.finished and again.config == store.config
+
+
 def test_recording_needs_the_writer(store):
     with pytest.raises(RuntimeError, match="inside `with store.writer"):
         store.recorder()

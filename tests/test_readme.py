@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum
 from checkpoints.store import RunStore
@@ -27,9 +29,70 @@ def test_setting_up_is_one_line(heading, words):
     assert "\n" not in line and all(word in line for word in words)
 
 
-@pytest.mark.parametrize("block", blocks("python")[:2], ids=["own model", "own loop"])
-def test_the_examples_run(block, capsys):
-    exec(compile(block, "README.md", "exec"), {})
+def executed(block):
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+OWN = "### Your own model, loss and data"
+
+
+@pytest.mark.parametrize("block", blocks("python", OWN)[:2], ids=["own data", "batches of another form"])
+def test_an_analysis_of_ones_own_takes_less_than_fifteen_lines(block):
+    assert len([line for line in block.splitlines() if line.strip() and not line.strip().startswith("#")]) < 15
+
+
+def test_the_example_of_own_data_finds_the_ends_of_the_dense_hessian(capsys):
+    names = executed(blocks("python", OWN)[0])
+    inputs, targets = names["data"].tensors
+    values = dense_eigenvalues(names["model"], ["0.weight", "0.bias", "2.weight", "2.bias"], (inputs,), targets)
+    expected = np.concatenate([values[:3], values[-3:]])
+    np.testing.assert_allclose(names["pairs"].values, expected, rtol=1e-3, atol=1e-5)
+    assert capsys.readouterr().out.startswith("[")
+
+
+def test_the_example_with_dictionaries_finds_the_ends_of_its_blocks_dense_hessian(capsys):
+    names = executed(blocks("python", OWN)[1])
+    ids, labels = (torch.cat([batch[key] for batch in names["batches"]]) for key in ("input_ids", "labels"))
+    values = dense_eigenvalues(names["model"], ["2.weight", "2.bias"], (ids,), labels)
+    printed = np.array(capsys.readouterr().out.strip().strip("[]").split(), float)
+    np.testing.assert_allclose(printed, np.concatenate([values[:2], values[-2:]]), rtol=1e-3, atol=1e-5)
+
+
+def dense_eigenvalues(model, names, inputs, targets):
+    """Return the eigenvalues, ascending, of the Hessian of the mean cross-entropy in the named parameters."""
+    state = {name: value.detach().double() for name, value in model.named_parameters()}
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+
+    def loss(*chosen):
+        answer = torch.func.functional_call(model, state | dict(zip(names, chosen)), inputs)
+        return torch.nn.functional.cross_entropy(answer["logits"] if isinstance(answer, dict) else answer, targets)
+    chosen = tuple(state[name] for name in names)
+    blocks = torch.autograd.functional.hessian(loss, chosen)
+    rows = [torch.cat([b.reshape(p.numel(), -1) for b in row], dim=1) for p, row in zip(chosen, blocks)]
+    return torch.linalg.eigvalsh(torch.cat(rows)).numpy()
+
+
+def test_the_example_of_the_optimizers_runs():
+    executed(blocks("python", "### The optimizers in your own loop")[0])
+
+
+def test_the_example_of_own_weights_makes_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_code.py").write_text(
+        "import numpy as np\nfrom torch import nn\n"
+        "def build(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))\n"
+        "def load():\n    x = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)\n    y = np.array([0, 0, 0, 0, 1, 1])\n"
+        "    return x, y, x, y\n")
+    for name in ("e100.pth", "e200.pth"):
+        torch.save({"1.weight": torch.randn(2, 16), "1.bias": torch.zeros(2)}, name)
+    try:
+        assert cli.main(shlex.split(blocks("bash", "### Weights trained elsewhere")[0].splitlines()[1])[1:]) == 0
+    finally:
+        sys.modules.pop("my_code", None)
+    assert RunStore.open("runs/mine").epochs == [100, 200]
 
 
 def test_the_reader_without_this_package_reads_a_stored_spectrum(tmp_path, monkeypatch, capsys):
@@ -50,7 +113,8 @@ def test_the_reader_without_this_package_reads_a_stored_spectrum(tmp_path, monke
 
 
 def commands():
-    lines = [line.partition("  #")[0] for line in blocks("bash", "## Use it")[0].splitlines()]
+    shown = blocks("bash", "## Use it")[0] + blocks("bash", "### Weights trained elsewhere")[0]
+    lines = [line.partition("  #")[0] for line in shown.splitlines()]
     return [part.strip().partition(" >")[0] for line in lines for part in line.split(" ; ")]
 
 
