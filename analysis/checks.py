@@ -22,12 +22,15 @@ STEPS = {torch.float64: (2.2e-16, 1e-6, 1e4), torch.float32: (1.2e-7, 5e-3, 32)}
 
 def refuse_unconnected(objective: Objective, batch: Batch) -> None:
     """Refuse a loss that reaches no parameter of the model it is given: its Hessian would be zero, silently."""
-    parameters = list(objective.model.parameters())
+    leaves = [p for p in objective.model.parameters() if p.requires_grad]
     with torch.enable_grad():
         value = objective.in_place(batch.some(1))
-        reached = value.requires_grad and any(
-            slope is not None for slope in torch.autograd.grad(value, [p for p in parameters if p.requires_grad],
-                                                               allow_unused=True))
+        try:
+            reached = value.requires_grad and any(slope is not None for slope in
+                                                  torch.autograd.grad(value, leaves, allow_unused=True))
+        except RuntimeError as reason:
+            raise InputError(f"the loss has no gradient ({str(reason).strip().splitlines()[0]}): checkpointing needs "
+                             "use_reentrant=False") from reason
     if not reached:
         raise InputError("the loss does not depend on any parameter of the model: use the model that forward(model, batch) is "
                          "given, outside torch.no_grad()")
