@@ -190,8 +190,8 @@ def _suggestion(offered: Mapping[str, Tensor]) -> str:
     likely = [arch for arch in ARCHITECTURES if heads and _names(offered) == _names(_shapes(arch, 2, 1, 1, False))]
     for arch, classes, (channels, side), cosine in product(likely, sizes, _possible_inputs(offered), (False, True)):
         if match_names(offered, _shapes(arch, classes, channels, side, cosine)).problems == 0:
-            head = "a cosine head (loss=LDAM)" if cosine else "a linear head (loss=CE, LA or VS)"
-            return f"; it fits arch={arch} with {classes} classes, {channels} channels, {head}"
+            head = "cosine head (loss=LDAM)" if cosine else "linear head (loss=CE, LA, VS, or LDAM of form=release)"
+            return f"; it fits arch={arch} with {classes} classes, {channels} channels, a {head}"
     return "; ignore=PATTERN leaves names out"
 
 

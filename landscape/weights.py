@@ -106,7 +106,7 @@ def _unwrapped(path: Path, content: Any, entry: str | None) -> tuple[Mapping[str
     walked, beside = [], []
     while entry is not None or not _is_state(content):
         chosen, entry = _inner(path, content, entry, len(walked)), None
-        beside += [str(name) for name in content if name != chosen]
+        beside += [name if _is_name(name) else ascii(name) for name in content if name != chosen]
         walked.append(chosen)
         content = content[chosen]
     return content, walked, tuple(beside)
@@ -117,7 +117,7 @@ def _inner(path: Path, content: Any, wanted: str | None, depth: int) -> str:
     if not isinstance(content, Mapping) or depth > DEEPEST:
         raise InputError(f"{path} holds {type(content).__name__} and no weights: expected a dictionary of tensors, or "
                          f"one under {', '.join(ENTRIES)}")
-    possible = [name for name, value in content.items() if isinstance(name, str) and isinstance(value, Mapping)]
+    possible = [name for name, value in content.items() if _is_name(name) and isinstance(value, Mapping)]
     found = [name for name in possible if name == wanted or (wanted is None and name in ENTRIES)]
     if len(found) == 1:
         return found[0]
@@ -129,7 +129,11 @@ def _inner(path: Path, content: Any, wanted: str | None, depth: int) -> str:
 
 def _is_state(content: Any) -> bool:
     return (isinstance(content, Mapping) and len(content) > 0
-            and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()))
+            and all(_is_name(name) and isinstance(value, Tensor) for name, value in content.items()))
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable()     # names are shown on terminals
 
 
 def _plain(path: Path, name: str, value: Tensor) -> Tensor:

@@ -133,7 +133,9 @@ def _version() -> str:
 
 
 def _complain(prog: str, text: str, status: int) -> int:
-    print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
+    line = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else "?" for c in line)    # it may quote a stranger's file
+    print(f"{prog}: {shown}", file=sys.stderr)
     return status
 
 

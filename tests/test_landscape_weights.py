@@ -120,6 +120,7 @@ def broken(tmp_path, monkeypatch):
     torch.save({"lr": 1, "other": {"w": torch.ones(1)}}, "elsewhere.pth")
     torch.save({"net": tensors(), "model": tensors()}, "two.pth")
     torch.save({"state_dict": {}}, "nothing.pth")
+    torch.save({"w\x1b[2J": torch.ones(1)}, "escape.pth")
     around = {}
     around["model"] = around
     torch.save(around, "around.pth")
@@ -147,6 +148,7 @@ def broken(tmp_path, monkeypatch):
     ("elsewhere", r"holds no weights under state_dict, .*its dictionaries are other \(entry=NAME chooses one\)"),
     ("two", "holds weights under net, model: say which with entry=NAME"),
     ("nothing", "holds no weights under"),
+    ("escape", "holds no weights under"),
     ("around", "holds dict and no weights"),
     ("expanded", r"holds w of shape \(9,\) on too little memory"),
     ("sparse", "holds w as a sparse tensor"),

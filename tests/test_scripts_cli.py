@@ -38,6 +38,7 @@ def landscape(*words, cwd=ROOT, **options):
 @pytest.mark.parametrize("error, line", [
     (InputError("eta=-1 is out of range:\n  expected more"), "eta=-1 is out of range: expected more"),
     (DivergedError("loss is nan"), "loss is nan"),
+    (InputError("\x1b[2Jgone"), "?[2Jgone"),
     (RecordError("x.h5 is damaged"), "x.h5 is damaged"),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.toml"), "a.toml: No such file or directory"),
     (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied"),
