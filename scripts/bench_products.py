@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -30,11 +31,12 @@ from landscape.errors import InputError
 from landscape.models import ARCHITECTURES
 from scripts import bench_contestants as contestants
 from scripts import bench_timing as timing
-from scripts.bench_contestants import INEXACT, WRONG, Built, Entry, Options, Problem
+from scripts.bench_contestants import WRONG, Built, Entry, Options, Problem
 from scripts.cli import reported
 from scripts.options import Parser
 
 PROG = "bench_products.py"
+STARTED = time.perf_counter()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +54,8 @@ def parser() -> Parser:
                       "-compiled; default: auto and all")
     made.add_argument("--peers", nargs="*", default=list(contestants.PEERS), choices=list(contestants.PEERS))
     made.add_argument("--block", type=int, default=4, help="vectors at once in the rows for blocks; 0: no such row")
-    made.add_argument("--no_memory", action="store_true", help="measure no memory, which takes a process a row")
+    made.add_argument("--memory_minutes", type=float, default=3.0, help="measure the memory of no further contestant after so "
+                      "many minutes, a process each; 0: of none")
     made.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR-100 lies; without it images are random")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     made.add_argument("--threads", type=int, help="threads of torch on the CPU")
@@ -71,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
           f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}")
     rows, built = _set_up(problem, entries)
     rounds = _measure(problem, built, rows, args)
+    document = _document(args, machine, problem, rows, rounds)
+    lines = _conclusion(document, rounds)
+    timing.write_json(args.json, document)      # at once: what follows may be cut short
     built.clear()
     timing.release_memory()
-    if not args.no_memory:
-        _measure_memory(options, [rows[name] for name in rounds.seconds], args.threads)
-    document = _document(args, machine, problem, rows, rounds)
-    print(_table(document))
-    print("\n".join(_conclusion(document, rounds)))
+    _measure_memory(options, [rows[name] for name in rounds.seconds], args)
     timing.write_json(args.json, document)
+    print("\n".join([_table(document), *lines]))
     return 0
 
 
@@ -157,13 +160,16 @@ def _measure(problem: Problem, built: dict[str, tuple[Entry, Built]], rows: dict
                              progress=lambda done, total: _note(f"round {done} of {total}"))
 
 
-def _measure_memory(options: Options, rows: list[dict], threads: int | None) -> None:
-    """Build each contestant once more in a process of its own and note by how much it grows."""
-    for row in rows:
+def _measure_memory(options: Options, rows: list[dict], args: argparse.Namespace) -> None:
+    """Build each contestant once more in a process of its own and note by how much it grows; single vectors first."""
+    started = time.perf_counter()
+    for row in sorted(rows, key=lambda row: row["block"]):
+        if time.perf_counter() - started >= 60 * args.memory_minutes:
+            return
         _note(f"memory of {row['name']}")
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
-                row["memory"] = pool.submit(memory_of, options, row["name"], row["side"], threads).result()
+                row["memory"] = pool.submit(memory_of, options, row["name"], row["side"], args.threads).result()
             except RuntimeError as reason:      # BrokenProcessPool among them: the system killed it for its memory
                 row["memory"] = {"failed": str(reason)}
 
@@ -198,11 +204,12 @@ def _document(args: argparse.Namespace, machine: dict, problem: Problem, rows: d
         if name in rounds.seconds:
             row |= {"seconds": rounds.seconds[name], "gradient_seconds": rounds.reference[name],
                     "ratio": timing.spread(rounds.ratios(name, row["block"])), "error": max(row["errors"])}
+            row["exact"] = problem.is_exact(row["error"])
     chosen = next((row["choice"].get("engine") for row in rows.values() if row["side"] == "ours" and "ratio" in row
                    and row["name"] == "auto"), None)
     return {"benchmark": "products", "unit": "one plain gradient", "arch": args.arch, "images": args.images,
             "data": problem.data_name, "parameters": problem.size, "dtype": "float32", "mode": "evaluation",
-            "chosen": chosen, "machine": machine | {"load_average_after": timing._load()},
+            "float32_rounding": problem.rounding, "chosen": chosen, "machine": machine | {"load_average_after": timing._load()},
             "gradient_seconds": timing.spread([s for part in rounds.reference.values() for s in part]),
             "rows": list(rows.values())}
 
@@ -225,7 +232,7 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return " WRONG" if row["error"] > WRONG else " inexact" if row["error"] > INEXACT else ""
+    return "" if row["exact"] else " WRONG" if row["error"] > WRONG else " inexact"
 
 
 def _mib(size: int | None) -> str:
@@ -234,11 +241,12 @@ def _mib(size: int | None) -> str:
 
 def _conclusion(document: dict[str, Any], rounds: timing.Rounds) -> list[str]:
     """Say who is best: like for like where nothing is kept, then the chosen engine against the best of all peers."""
-    exact = [row for row in document["rows"] if "ratio" in row and row["error"] <= INEXACT and row["block"] == 1]
+    exact = [row for row in document["rows"] if row.get("exact") and row["block"] == 1]
     own = [row for row in exact if row["side"] == "ours"]
     bare = [row for row in own if not row["keeps"] or row["kept_bytes"] == 0]
     gradient = document["gradient_seconds"]
-    lines = [f"one gradient: {gradient['median']:.3f} s ({gradient['min']:.3f}-{gradient['max']:.3f})"]
+    lines = [f"one gradient: {gradient['median']:.3f} s ({gradient['min']:.3f}-{gradient['max']:.3f}); plain double backward in "
+             f"float32 has a relative error of {document['float32_rounding']:.0e}"]
     lines += [f"auto chose {document['chosen']}"] if document["chosen"] else []
     peers = [row for row in exact if row["side"] != "ours"]
     lines += _against("nothing kept: ", [p for p in peers if not p["keeps"]], bare, rounds, document)
@@ -259,7 +267,7 @@ def _against(prefix: str, peers: list[dict], own: list[dict], rounds: timing.Rou
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"[{time.perf_counter() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
