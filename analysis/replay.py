@@ -25,8 +25,8 @@ EVERY_SECONDS = 1.0     # how often products are stored: one written at once for
 class Journal(Protocol):
     """Where steps are kept; implemented by the run store."""
 
-    def steps(self) -> Iterable[dict[str, np.ndarray]]:
-        """Return the steps stored so far, in order."""
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the steps stored so far, in order."""
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
         """Store the next step, whole."""
@@ -38,7 +38,7 @@ class Remembered:
     def __init__(self, operator: LinearOperator, journal: Journal):
         self.operator, self._processes = operator, Processes.present()
         self._journal = journal if self._processes.rank == 0 else None
-        self._known = _products(journal.steps() if self._journal is not None else [])
+        self._known = _products(journal if self._journal is not None else [])
         self._fresh: list[tuple[np.ndarray, np.ndarray]] = []
         self._last_time = time.monotonic()
         self.num_matvecs = self.num_recalled = 0
@@ -107,7 +107,7 @@ class Remembered:
 
 def noted(journal: Journal) -> dict[str, Any] | None:
     """Return what `note` stored at the journal's beginning; None where nothing was."""
-    first = next(iter(journal.steps()), {})
+    first = next(iter(journal), {})
     return json.loads(first["note"].tobytes()) if "note" in first else None
 
 

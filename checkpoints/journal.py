@@ -1,7 +1,7 @@
 """Steps of a long computation, each a whole file, so that it resumes in the middle after a kill.
 
     journal = store.journal("tail-0060")
-    for arrays in journal.steps(): ...     # what an earlier process finished
+    for arrays in journal: ...             # what an earlier process finished, read one at a time
     journal.append({"vector": v})          # one step more
     journal.clear()                        # the result is stored elsewhere
 """
@@ -26,11 +26,17 @@ class Journal:
         self._length: int | None = None    # unknown until the files have been read
         self._swept = False                # whether what lies behind the last step has been removed
 
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the finished steps in order, up to the first that is absent or damaged."""
+        length = 0
+        while (arrays := self._read(length)) is not None:
+            yield arrays
+            length += 1
+        self._length = length
+
     def steps(self) -> list[dict[str, np.ndarray]]:
-        """Return the finished steps in order, up to the first that is absent or damaged."""
-        found = list(self._readable())
-        self._length = len(found)
-        return found
+        """Return the finished steps together."""
+        return list(self)
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
         """Write the next step."""
@@ -51,12 +57,6 @@ class Journal:
         with suppress(OSError):    # absent, or not empty
             self.folder.rmdir()
             self.folder.parent.rmdir()
-
-    def _readable(self) -> Iterator[dict[str, np.ndarray]]:
-        step = 0
-        while (arrays := self._read(step)) is not None:
-            yield arrays
-            step += 1
 
     def _read(self, step: int) -> dict[str, np.ndarray] | None:
         try:

@@ -41,6 +41,7 @@ def revision() -> str | None:
     return commit and commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -150,7 +150,8 @@ def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list
 
 def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making) -> list[dict]:
     from analysis.pipeline import compute_curvature
-    _forecast(args, subject, epochs, groups, settings, making)
+    if not (args.quiet or args.json):
+        _forecast(args, subject, epochs, groups, settings, making)
     rows, each, place = [], settings.products, str(subject.store.path)
     with Progress(each * len(groups) * len(epochs), place, quiet=args.quiet or args.json, unit="product") as bar:
         for epoch, group in ((epoch, group) for epoch in epochs for group in groups):

@@ -1,4 +1,9 @@
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +126,19 @@ def compute_until(stop, subject):
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         compute_curvature(subject, 2, "tail", SETTINGS, progress=count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_spectra_along_training_killed_at_any_product_end_in_the_same_bits(tmp_path, seed):
+    """Lanczos steps, restarts, float64 verification and trace of two epochs; see tests/killed_spectrum.py."""
+    script = Path(__file__).with_name("killed_spectrum.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), str(seed)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(script.parents[1])})
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["killed"] == document["whole"] and document["whole"]["left"] == []
+    assert len(document["whole"]["hashes"]) == 2 and len(document["lives"]) > 4
 
 
 def test_what_was_chosen_by_timing_is_stored_and_chosen_again_on_resuming(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from analysis.replay import Remembered, note, noted
 
 
 class Listed(list):
-    """A journal in memory."""
+    """A journal in memory. Unlike a list, it shows an iterator only the steps that were there when it began."""
 
-    def steps(self):
-        return list(self)
+    def __iter__(self):
+        return iter(self[:])
 
 
 class Counting(MatrixOperator):

@@ -13,14 +13,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def complete(monkeypatch):
-    """Pretend that every library is installed, and save the time of the engines."""
-    monkeypatch.setattr(check_setup, "_version", lambda name: "1.0")
+def engines(monkeypatch):
+    """Save the time of the engines where a test is not about them."""
     monkeypatch.setattr(check_setup, "_engines", lambda: {"jvp": {"product_ms": 2.0, "gradient_ms": 1.0, "gradients": 2.0}})
 
 
 @pytest.fixture
-def product(monkeypatch):
+def complete(monkeypatch, engines):
+    """Pretend that every library is installed."""
+    monkeypatch.setattr(check_setup, "_version", lambda name: "1.0")
+
+
+@pytest.fixture
+def product(monkeypatch, engines):
     """Save the time of the real product where a test is not about it."""
     result = {"device": "cpu", "parameters": 1, "samples": 1, "gradient_ms": 1.0, "product_ms": 2.0, "asymmetry": 0.0}
     monkeypatch.setattr(check_setup, "_product", lambda: result)
