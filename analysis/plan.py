@@ -30,6 +30,7 @@ class Wishes:
     microbatch: str | int = "auto"          # samples evaluated at once
     memory: str | float = "auto"            # bytes that kept microbatches may take
     expected_matvecs: int = 0               # how many products are to come: many pay for compiling
+    fill: bool = False                      # fill every microbatch up to a power of two: operators that share traces share shapes
 
     def __post_init__(self):
         if self.engine not in ("auto", *products.ENGINES):
@@ -129,16 +130,29 @@ class _Attempt:
         return compiled or eager
 
 
-def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor) -> list[Batch]:
-    """Cut batches into nearly equal pieces of at most so many samples, filled up to one size; a loss must be per sample.
+def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor, fill: bool = False) -> list[Batch]:
+    """Cut batches into pieces of at most so many samples, filled up to one size; a loss must be per sample.
 
-    On "auto" the batches of a small network stay whole, since there more samples at once are always faster.
+    On "auto" the batches of a small network stay whole, since there more samples at once are always faster. The pieces are
+    nearly equal; with `fill` they are whole, and what is left is filled up to a power of two, so that few shapes serve any data.
     """
     if wanted == "auto" and theta.numel() < products.SMALL:
         wanted = max(map(len, batches), default=1)
     limit = SAMPLES.get(theta.device.type, SAMPLES["cuda"]) if wanted == "auto" else wanted
+    if fill:
+        return [piece.padded(min(limit, _filled(len(piece)))) for batch in batches for piece in _whole(batch, limit)]
     pieces = [piece for batch in batches for piece in batch.cut(limit)]
     return [piece.padded(max(map(len, pieces))) for piece in pieces]
+
+
+def _whole(batch: Batch, limit: int) -> list[Batch]:
+    starts = range(0, len(batch), limit) if batch.is_cuttable else range(0)
+    return [batch.piece(slice(start, start + limit)) for start in starts] or [batch]
+
+
+def _filled(count: int) -> int:
+    """Return the power of two, from 8, that so many samples are filled up to."""
+    return max(8, 1 << (count - 1).bit_length())
 
 
 def halved(batches: list[Batch], reason: Exception) -> list[Batch]:
