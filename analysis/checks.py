@@ -33,7 +33,7 @@ def refuse_unconnected(objective: Objective, batch: Batch) -> None:
                              "use_reentrant=False") from reason
     if not reached:
         raise InputError("the loss does not depend on any parameter of the model: use the model that forward(model, batch) is "
-                         "given, outside torch.no_grad()")
+                         "given, outside torch.no_grad(), and use_reentrant=False in checkpoints")
 
 
 def refuse_unfit(objective: Objective, theta: Tensor, batch: Batch, is_scalar: bool) -> None:
@@ -110,10 +110,10 @@ def refuse_narrow(objective: Objective, theta: Tensor, batch: Batch) -> None:
         try:
             objective.sample_losses(theta, batch)
         except (RuntimeError, NotImplementedError) as reason:
-            raise InputError("there is no float64 twin, the network or its loss holds values of another dtype "
+            raise InputError("there is no product in float64, the network or its loss holds values of another dtype "
                              f"({str(reason).strip().splitlines()[0]})") from reason
     if seen.operation:
-        raise InputError(f"there is no float64 twin, the network or its loss converts to less ({seen.operation}): use the "
+        raise InputError(f"there is no product in float64, the network or its loss converts to less ({seen.operation}): use the "
                          "dtype of the inputs instead of .float()")
 
 

@@ -68,30 +68,44 @@ class LossOperator(Operator):
         own, whole, objective = self._data.own, self._data.largest, self._objective
         for batch in (*own, whole):
             batch.weights.fill_(1.0 / self.num_samples)
-        is_scalar = objective.is_scalar(self.theta, whole)
+        self._is_scalar = objective.is_scalar(self.theta, whole)
         for batch in own if any(batch is whole for batch in own) else (*own, whole):
-            checks.refuse_unfit(objective, self.theta, batch, is_scalar)
+            checks.refuse_unfit(objective, self.theta, batch, self._is_scalar)
         checks.refuse_unconnected(objective, whole)
         checks.refuse_false_gradient(objective, self.theta, whole)
-        self.batches = own if is_scalar else plan.microbatches(own, self._wishes.microbatch, self.theta)
+        self._cut(self._wishes.microbatch)
+
+    def _cut(self, microbatch: str | int) -> None:
+        own = self._data.own
+        self.batches = own if self._is_scalar else plan.microbatches(own, microbatch, self.theta, self._wishes.fill)
 
     def _choose_engine(self) -> None:
         """Let the first process choose, and the others check its choice on their own batches."""
         here = self._processes
         chosen = here.together(lambda: self._chosen(self._wishes) if here.rank == 0 else None)
-        self.engine, self.reasons, self.seconds = here.first(chosen and (chosen.engine, chosen.reasons, chosen.seconds))
+        self.engine, self.reasons, self.seconds, self._microbatch = here.first(
+            chosen and (chosen.engine, chosen.reasons, chosen.seconds, chosen.products.microbatch))
         if here.count > 1:
-            as_first = replace(self._wishes, engine=self.engine)
-            chosen = here.together(lambda: chosen or (self._chosen(as_first) if self.batches else None))
+            chosen = here.together(lambda: chosen or self._as_first())
         self._products = chosen.products if chosen else None
 
+    def _as_first(self) -> plan.Choice | None:
+        self._cut(self._microbatch)
+        return self._chosen(replace(self._wishes, engine=self.engine)) if self.batches else None
+
     def _chosen(self, wishes: Wishes) -> plan.Choice:
-        return plan.choose(self._objective, self.theta, self.batches, wishes, self._traces)
+        try:
+            return plan.choose(self._objective, self.theta, self.batches, wishes, self._traces)
+        except InputError:
+            if self.dtype == torch.float64:     # a plainer reason, where it is one
+                checks.refuse_narrow(self._objective, self.theta, self.batches[0].some(1))
+            raise
 
     @property
     def choice(self) -> dict[str, str | int]:
         """What was chosen by timing and by memory: passed back as keywords, it gives the same bits."""
-        return {"engine": self.engine, "microbatch": self._products.microbatch if self._products else 1}
+        alone = self._processes.count == 1
+        return {"engine": self.engine, "microbatch": self._products.microbatch if alone else self._microbatch}
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""

@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
         self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x[:, 0])[0][:, -1])
+        return self.head(self.lstm(x[:, 0, :2])[0][:, -1])
 
 
 class Attention(nn.Module):
@@ -85,6 +85,115 @@ class Checkpointed(Custom):
         return torch.utils.checkpoint.checkpoint(lambda z: torch.tanh(self.head(z)), x.flatten(1), use_reentrant=False)
 
 
+class ReentrantlyCheckpointed(Custom):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(lambda z: torch.tanh(self.head(z)), x.flatten(1), use_reentrant=True)
+
+
+class ModernCube(torch.autograd.Function):
+    """A custom function in the new style, with forward mode, for functional transforms."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x ** 3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 3 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+class ModernCustom(Custom):
+    def forward(self, x: Tensor) -> Tensor:
+        return ModernCube.apply(self.head(x.flatten(1)))
+
+
+class FalseCube(Cube):
+    """A custom function whose backward is not its derivative."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+class FalseCustom(Custom):
+    def forward(self, x: Tensor) -> Tensor:
+        return FalseCube.apply(self.head(x.flatten(1)))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, positions, one block of attention with dropout, in-place residual sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 4, 2, 2)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 5, 4))
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Dropout(0.1), nn.Linear(6, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)                              # (B, 4, 4)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        z = self.norms[0](x)
+        out = self.attention(z, z, z, need_weights=False)[0]
+        out += x
+        x = self.mlp(self.norms[1](out))
+        x += out
+        return self.head(x[:, 0])
+
+
+class Masked(Custom):
+    """`no_grad` around what does not depend on the parameters changes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.flatten(1).abs().mean(1, keepdim=True)
+        return torch.tanh(self.head(x.flatten(1) / scale))
+
+
+class BranchOnSample(nn.Module):
+    """Each sample takes a way of its own, which a trace of one batch would freeze."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.tanh(self.left(row)) if self.right(row)[0] > 0 else self.right(row) ** 2
+                            for row in x.flatten(1)])
+
+
+class Counting(Custom):
+    """Writes into a buffer in evaluation mode too, which changes nothing yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(self.head(x.flatten(1)))
+
+
+class Narrow(Custom):
+    """Computes its logits in float32, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.head(x.flatten(1)).float())
+
+
 class StopGradient(Custom):
     """What autograd differentiates is not the loss: there is no right product."""
 
@@ -114,7 +223,8 @@ class AlwaysDropout(Custom):
         return F.dropout(self.head(x.flatten(1)))
 
 
-EXACT = (InPlaceResidual, Recurrent, Attention, Shared, Custom, Checkpointed)
+EXACT = (InPlaceResidual, Recurrent, Attention, VisionTransformer, Shared, Custom, ModernCustom, Checkpointed, Masked,
+         BranchOnSample)
 
 
 def make(kind: type[nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -1,18 +1,21 @@
 import numpy as np
 import pytest
 import torch
-from networks import (EXACT, AlwaysDropout, BranchOnBatch, Custom, Detached, InPlaceResidual, StopGradient, dense_hessian,
-                      images, losses, make)
+from networks import (EXACT, AlwaysDropout, BranchOnBatch, BranchOnSample, Counting, Custom, Detached, FalseCustom,
+                      InPlaceResidual, Masked, Narrow, Recurrent, ReentrantlyCheckpointed, StopGradient, dense_hessian, images,
+                      losses, make)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from analysis import products
+from analysis.extremes import extreme_eigenpairs
 from analysis.operators import HessianOperator, MatrixOperator
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.losses import build_loss
 
 X, Y = images()
+TRACES = {}     # tests that are not about tracing share their traces, as operators of one architecture and loss do
 
 
 def relative(a, b):
@@ -23,31 +26,31 @@ def relative(a, b):
 def test_every_network_gets_its_dense_hessian_on_every_one_of_many_calls(kind):
     model = make(kind)
     operator = HessianOperator(model, losses, [(X[:4], Y[:4]), (X[4:], Y[4:])])
-    H, identity = dense_hessian(model, X, Y), torch.eye(operator.size, dtype=torch.float64)
-    for _ in range(3):
-        assert relative(operator.matmat(identity), H) < 1e-13
-    for v in identity[:3]:
-        assert torch.allclose(operator @ v, H @ v, rtol=0, atol=1e-13)
+    H = dense_hessian(model, X, Y)
+    for _ in range(4):      # random vectors lie in the kernel of no difference of matrices
+        V = torch.randn(3, operator.size, dtype=torch.float64)
+        assert relative(operator.matmat(V), V @ H) < 1e-13
+        assert relative(operator @ V[0], H @ V[0]) < 1e-13
 
 
 @pytest.mark.parametrize("engine", products.EXACT)
 def test_engines_agree(engine):
     model = make(InPlaceResidual)
-    operator = HessianOperator(model, losses, [(X, Y)], engine=engine)
+    operator = HessianOperator(model, losses, [(X, Y)], engine=engine, traces=TRACES)
     assert relative(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
 
 
 def test_a_loss_with_constants_is_linearized_too():
     model, loss = make(InPlaceResidual), build_loss("LA", [50, 20, 5])
     v = torch.randn(123, dtype=torch.float64)
-    operator = HessianOperator(model, loss, [(X, Y)])
-    assert operator.engine == "linearized"
+    operator = HessianOperator(model, loss, [(X, Y)], engine="linearized")
     assert relative(operator @ v, HessianOperator(model, loss, [(X, Y)], engine="reverse") @ v) < 1e-13
 
 
 def test_a_trace_shared_with_another_loss_is_found_out():
-    model, traces = make(InPlaceResidual), {}
-    HessianOperator(model, losses, [(X, Y)], traces=traces)
+    model = make(InPlaceResidual)
+    HessianOperator(model, losses, [(X, Y)], traces=TRACES)
+    traces = dict(TRACES)
     other = HessianOperator(model, build_loss("LA", [50, 20, 5]), [(X, Y)], traces=traces)
     assert other.engine != "linearized" and "another function" in other.reasons["linearized"]
 
@@ -66,8 +69,12 @@ def test_the_engines_that_failed_are_named_with_their_reason():
 
 
 @pytest.mark.parametrize("kind, word", [(StopGradient, "gradient is not that of the loss"),
-                                        (Detached, "gradient is not that of the loss"), (AlwaysDropout, "random"),
-                                        (BranchOnBatch, "other samples")])
+                                        (Detached, "gradient is not that of the loss"),
+                                        (FalseCustom, "gradient is not that of the loss"), (AlwaysDropout, "random"),
+                                        (BranchOnBatch, "other samples"), (Counting, "writes into buffer 'calls'"),
+                                        (Narrow, "no product in float64.*instead of .float"),
+                                        (ReentrantlyCheckpointed, "use_reentrant=False")])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_network_without_a_hessian_is_refused_in_one_line(kind, word):
     with pytest.raises(InputError, match=word) as refusal:
         HessianOperator(make(kind), losses, [(X, Y)])
@@ -118,7 +125,8 @@ def test_group_hessians_weighted_by_size_add_up_to_the_hessian():
 def test_recomputed_products_equal_kept_ones_bit_by_bit():
     model, v = make(InPlaceResidual), torch.randn(123, dtype=torch.float64)
     batches = list(zip(X.split(3), Y.split(3)))
-    kept, anew = (HessianOperator(model, losses, batches, memory=memory) for memory in (1e9, 0))
+    kept, anew = (HessianOperator(model, losses, batches, memory=memory, engine="linearized", traces=TRACES)
+                  for memory in (1e9, 0))
     assert torch.equal(kept @ v, anew @ v)
     assert kept._products.num_kept == 3 and anew._products.num_kept == 0
 
@@ -153,7 +161,7 @@ def test_analysis_leaves_no_trace_in_the_model():
     model.conv.weight.grad = torch.ones_like(model.conv.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes, random = [m.training for m in model.modules()], torch.get_rng_state()
-    operator = HessianOperator(model, losses, [(X, Y)])
+    operator = HessianOperator(model, losses, [(X, Y)], traces=TRACES)
     operator.matvec(torch.ones(operator.size, dtype=torch.float64))
     operator.gradient(), operator.double(), operator.loss()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -163,7 +171,7 @@ def test_analysis_leaves_no_trace_in_the_model():
 
 def test_gradient_and_loss_are_those_of_the_mean():
     model = make(InPlaceResidual)
-    operator = HessianOperator(model, losses, [(X[:5], Y[:5]), (X[5:], Y[5:])])
+    operator = HessianOperator(model, losses, [(X[:5], Y[:5]), (X[5:], Y[5:])], engine="reverse")
     mean = losses(model.eval()(X), Y).mean()
     expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean, list(model.parameters()))])
     assert relative(operator.gradient(), expected) < 1e-13
@@ -172,7 +180,7 @@ def test_gradient_and_loss_are_those_of_the_mean():
 
 def test_a_changed_parameter_is_an_error_that_refresh_cures():
     model = make(InPlaceResidual)
-    operator = HessianOperator(model, losses, [(X, Y)])
+    operator = HessianOperator(model, losses, [(X, Y)], engine="jvp")
     with torch.no_grad():
         model.head.weight += 1
     v = torch.randn(123, dtype=torch.float64)
@@ -182,17 +190,9 @@ def test_a_changed_parameter_is_an_error_that_refresh_cures():
     assert relative(operator @ v, dense_hessian(model, X, Y) @ v) < 1e-13
 
 
-def test_a_block_of_parameters_is_a_block_of_the_hessian():
-    model = make(InPlaceResidual)
-    operator = HessianOperator(model, losses, [(X, Y)], params=["norm.weight", "norm.bias"])
-    names = [name for name, p in model.named_parameters() for _ in range(p.numel())]
-    rows = torch.tensor([name.startswith("norm") for name in names])
-    assert relative(operator.matmat(torch.eye(4, dtype=torch.float64)), dense_hessian(model, X, Y)[rows][:, rows]) < 1e-13
-
-
 def test_float64_twin_is_the_dense_hessian_of_the_float32_weights():
     model, (x, y) = make(InPlaceResidual, torch.float32), images(dtype=torch.float32)
-    twin = HessianOperator(model, losses, [(x[:4], y[:4]), (x[4:], y[4:])]).double()
+    twin = HessianOperator(model, losses, [(x[:4], y[:4]), (x[4:], y[4:])], engine="jvp").double()
     expected = dense_hessian(make(InPlaceResidual, torch.float32).double(), x.double(), y)
     assert relative(twin.matmat(torch.eye(twin.size, dtype=torch.float64)), expected) < 1e-13
 
@@ -200,7 +200,7 @@ def test_float64_twin_is_the_dense_hessian_of_the_float32_weights():
 def test_dict_batches_come_through_forward():
     model = make(InPlaceResidual)
     operator = HessianOperator(model, None, [{"pixels": X, "label": Y}],
-                               forward=lambda net, batch: losses(net(batch["pixels"]), batch["label"]))
+                               forward=lambda net, batch: losses(net(batch["pixels"]), batch["label"]), engine="jvp")
     v = torch.randn(123, dtype=torch.float64)
     assert relative(operator @ v, dense_hessian(model, X, Y) @ v) < 1e-13
 
@@ -216,18 +216,118 @@ def test_a_mean_loss_is_accepted_and_a_weighted_one_refused():
         HessianOperator(model, lambda z, t: nn.functional.cross_entropy(z, t, weight=weights), [(X, Y)])
 
 
+@pytest.mark.parametrize("change, loss", [
+    (dict(y=[0, 1, 2, 0, -100, 1, 2]), lambda z, t: nn.functional.cross_entropy(z, t)),
+    (dict(y=[0, 1, 2, 0, 1, 2, 0]), lambda z, t: losses(z, t).sum() / 4)], ids=["ignored label", "divisor of another size"])
+def test_a_loss_that_is_a_mean_of_one_batch_alone_is_refused(change, loss):
+    y = torch.tensor(change["y"])
+    HessianOperator(make(InPlaceResidual), lambda z, t: losses(z, t).mean(), [(X[:4], y[:4])], engine="jvp")
+    with pytest.raises(InputError, match="reduction='none'"):
+        HessianOperator(make(InPlaceResidual), loss, [(X[:4], y[:4]), (X[4:], y[4:])], engine="jvp")
+
+
+def test_samples_that_see_each_other_in_a_later_batch_are_refused():
+    class CentredWhereLarge(Custom):
+        def forward(self, x):
+            out = torch.tanh(self.head(x.flatten(1)))
+            return out - out.mean(0) if x.max() > 50 else out
+    later = torch.cat([X[4:6], 100 * X[6:]])
+    with pytest.raises(InputError, match="other samples"):
+        HessianOperator(make(CentredWhereLarge), losses, [(X[:4], Y[:4]), (later, Y[4:])])
+
+
+def test_each_sample_may_take_a_way_of_its_own():
+    model = make(BranchOnSample)
+    operator = HessianOperator(model, losses, list(zip(X.split(1), Y.split(1))), traces={})
+    assert operator.engine != "linearized" and "value out of a tracing tensor" in operator.reasons["linearized"]
+    V = torch.randn(3, operator.size, dtype=torch.float64)
+    assert relative(operator.matmat(V), V @ dense_hessian(model, X, Y)) < 1e-13
+
+
+@pytest.mark.parametrize("engine", products.EXACT)
+@pytest.mark.parametrize("memory", [0, 1e9])
+def test_every_engine_multiplies_the_snapshot(engine, memory):
+    model, loss, v = make(InPlaceResidual), nn.CrossEntropyLoss(), torch.randn(123, dtype=torch.float64)
+    loss.register_buffer("weight", torch.ones(3, dtype=torch.float64))
+    operator = HessianOperator(model, loss, [(X, Y)], engine=engine, memory=memory, traces=TRACES)
+    expected = dense_hessian(model, X, Y) @ v
+    model.norm.running_var *= 2
+    loss.weight *= 3
+    model.train()
+    for _ in range(2):
+        assert relative(operator @ v, expected) < 1e-13
+    assert operator.loss() == pytest.approx(float(losses(operator._objective.model(X), Y).mean().detach()), rel=1e-14)
+    model.norm.running_var /= 2
+    operator.refresh()
+    assert relative(operator @ v, expected) < 1e-13
+    with torch.no_grad():
+        model.conv.bias += 1e-3
+    for action in (operator.matvec, lambda _: operator.gradient()):
+        with pytest.raises(InputError, match="'conv.bias' has changed.*refresh"):
+            action(v)
+
+
+@pytest.mark.parametrize("loss, reason", [
+    (lambda z, t: nn.functional.cross_entropy(z, t, weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none"), "another dtype"),
+    (lambda z, t: losses(z.float(), t), "_to_copy")], ids=["constant", "conversion"])
+def test_a_network_without_a_float64_twin_is_served_but_not_verified(loss, reason):
+    x, y = images(dtype=torch.float32)
+    operator = HessianOperator(make(Masked, torch.float32), loss, [(x, y)], engine="reverse")
+    with pytest.raises(InputError, match=f"no product in float64.*{reason}"):
+        operator.double()
+    pairs = extreme_eigenpairs(operator, 1, generator=torch.Generator().manual_seed(0))
+    assert not pairs.verified.any() and np.isnan(pairs.values64).all() and pairs.converged.all()
+
+
+def test_the_constants_of_a_loss_that_is_a_module_are_widened_with_it():
+    (x, y), weights = images(dtype=torch.float32), torch.tensor([1.0, 2.0, 3.0])
+    operator = HessianOperator(make(Masked, torch.float32), nn.CrossEntropyLoss(weight=weights), [(x, y)], engine="jvp")
+    v = torch.randn(51)
+    assert relative((operator @ v).double(), operator.double() @ v.double()) < 1e-5
+
+
+def test_a_detached_factor_is_found_in_float32_too():
+    class DetachedNarrow(Detached):
+        def forward(self, x):
+            return super().forward(x).float()
+    x, y = images(dtype=torch.float32)
+    with pytest.raises(InputError, match="gradient is not that of the loss"):
+        HessianOperator(make(DetachedNarrow, torch.float32), losses, [(x, y)])
+
+
+def test_a_forward_that_uses_another_model_than_the_one_given_is_refused():
+    model = make(Masked)
+    with pytest.raises(InputError, match="use the model that forward"):
+        HessianOperator(model, None, [(X, Y)], forward=lambda _, batch: losses(model(batch[0]), batch[1]))
+
+
+def test_a_model_that_keeps_a_graph_is_refused():
+    model = make(Masked)
+    model.last = model(X)
+    with pytest.raises(InputError, match="cannot be copied"):
+        HessianOperator(model, losses, [(X, Y)])
+
+
+def test_group_operators_weighted_by_size_are_the_operator_of_all():
+    model, options = make(Recurrent), dict(engine="reverse")
+    parts = [HessianOperator(model, losses, [(X[mask], Y[mask])], **options) for mask in (Y == 0, Y != 0)]
+    total = parts[0].num_samples / 7 * parts[0] + parts[1].num_samples / 7 * parts[1]
+    V = torch.randn(2, total.size, dtype=torch.float64)
+    assert relative(total.matmat(V), HessianOperator(model, losses, [(X, Y)], **options).matmat(V)) < 1e-13
+
+
 def test_a_loss_without_curvature_has_a_zero_hessian():
     operator = HessianOperator(nn.Linear(16, 1).double(), lambda z, t: (1 - z[:, 0]).clamp_min(0), [(X.flatten(1), Y)])
     assert torch.equal(operator @ torch.ones(17, dtype=torch.float64), torch.zeros(17, dtype=torch.float64))
 
 
 def test_every_shape_of_batch_is_checked_against_a_shared_trace():
-    model, traces = make(InPlaceResidual), {}
+    model, traces = make(Masked), {}
     once, thrice = (lambda z, t, s=s: nn.functional.cross_entropy(s * z, t) for s in (1, 3))
     HessianOperator(model, once, [(X[:4], Y[:4]), (X[4:], Y[4:])], traces=traces)
     other = HessianOperator(model, thrice, [(X[:5], Y[:5]), (X[4:], Y[4:])], traces=traces)
     alone = HessianOperator(model, thrice, [(X[:5], Y[:5]), (X[4:], Y[4:])], engine="reverse")
-    v = torch.randn(123, dtype=torch.float64)
+    v = torch.randn(51, dtype=torch.float64)
     assert relative(other @ v, alone @ v) < 1e-12
 
 
@@ -272,7 +372,8 @@ def test_data_that_move_are_refused():
 
 @pytest.mark.parametrize("change, word", [
     (dict(batches=[]), "empty"), (dict(engine="magic"), "unknown: expected auto, linearized"),
-    (dict(params=["nothing"]), "expected some of head.weight"), (dict(memory=-1), "memory=-1"),
+    (dict(params=["nothing"]), "expected some of head.weight"),
+    (dict(batches=[{"x": X, "y": Y}]), "a batch is a dict of 2"), (dict(memory=-1), "memory=-1"),
     (dict(loss=None), "loss=None"), (dict(loss=lambda z, t: z), "one value a sample"),
     (dict(loss=lambda z, t: losses(z, t) * np.nan), "not finite for 7 of 7")])
 def test_bad_arguments_are_named(change, word):
