@@ -69,9 +69,9 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
 def build_operator(subject: Subject, batches: Batches, settings: SpectrumSettings, making: Making = Making(),
                    choice: dict[str, Any] | None = None) -> HessianOperator:
     """Return the Hessian, or what `settings.operator` names, over some batches at the weights now loaded."""
-    return OPERATORS[settings.operator](subject.cast(settings.dtype), subject.loss(settings.loss), batches,
-                                        params=settings.params, traces=subject.shared_traces(settings),
-                                        **making.keywords(choice or {}))
+    return OPERATORS[settings.operator](
+        subject.cast(settings.dtype), subject.loss(settings.loss), batches, params=settings.params, fill=True,
+        traces=subject.shared_traces(settings), expected_matvecs=settings.products, **making.keywords(choice or {}))
 
 
 def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making, inputs: dict,
@@ -83,7 +83,7 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
     operator = build_operator(subject, batches, settings, making, choice)
     if choice is None and is_main():
         journal.clear()
-        note(journal, _choice(operator))
+        note(journal, operator.choice)
     with Remembered(operator, journal) as products:
         spectrum, pairs, trace = _decompose(products, settings, progress)
     made_from = provenance(inputs=inputs, **_how(products), seconds=time.perf_counter() - started + products.seconds)
@@ -110,13 +110,9 @@ def _decompose(operator: LinearOperator, settings: SpectrumSettings,
 def _how(products: Remembered) -> dict[str, Any]:
     """Return how the products were made, for a record's provenance."""
     operator = products.operator
-    return {"engine": operator.engine, "engine_reasons": operator.reasons, "choice": _choice(operator),
+    return {"engine": operator.engine, "engine_reasons": operator.reasons, "choice": operator.choice,
             "num_matvecs": products.num_matvecs, "threads": torch.get_num_threads(), "device": str(operator.device),
             "processes": Processes.present().count}
-
-
-def _choice(operator: HessianOperator) -> dict[str, Any]:
-    return getattr(operator, "choice", {"engine": operator.engine})
 
 
 def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, name: str | None = None,

@@ -137,7 +137,8 @@ def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor, fill: b
     nearly equal; with `fill` they are whole, and what is left is filled up to a power of two, so that few shapes serve any data.
     """
     if wanted == "auto" and theta.numel() < products.SMALL:
-        wanted = max(map(len, batches), default=1)
+        largest = max(map(len, batches), default=1)
+        wanted = _filled(largest) if fill else largest
     limit = SAMPLES.get(theta.device.type, SAMPLES["cuda"]) if wanted == "auto" else wanted
     if fill:
         return [piece.padded(min(limit, _filled(len(piece)))) for batch in batches for piece in _whole(batch, limit)]
@@ -151,8 +152,8 @@ def _whole(batch: Batch, limit: int) -> list[Batch]:
 
 
 def _filled(count: int) -> int:
-    """Return the power of two, from 8, that so many samples are filled up to."""
-    return max(8, 1 << (count - 1).bit_length())
+    """Return the power of two, from 16, that so many samples are filled up to."""
+    return max(16, 1 << (count - 1).bit_length())
 
 
 def halved(batches: list[Batch], reason: Exception) -> list[Batch]:

@@ -126,7 +126,7 @@ def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
 
 
 def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str) -> Batches:
-    pieces = np.array_split(chosen, -(-len(chosen) // batch_size))
+    pieces = np.split(chosen, range(batch_size, len(chosen), batch_size))
     kind = torch.float64 if dtype == "float64" else torch.float32
     taken = [split.take(piece).to(subject.device) for piece in pieces]
     return [(subject.data.inputs(part.images, kind), part.labels) for part in taken]

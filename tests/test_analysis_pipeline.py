@@ -128,6 +128,15 @@ def compute_until(stop, subject):
         compute_curvature(subject, 2, "tail", SETTINGS, progress=count)
 
 
+def test_small_classes_of_different_sizes_share_one_trace_and_its_checks(store):
+    subject = Subject.open(store)
+    sizes, traces = [], []
+    for label in (subject.data.num_classes - 1, subject.data.num_classes - 2):
+        sizes.append(compute_curvature(subject, 2, f"class:{label}", SETTINGS)[0].num_samples)
+        traces.append(set(subject.shared_traces(SETTINGS)))
+    assert sizes[0] < sizes[1] <= 16 and traces[0] == traces[1] != set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_spectra_along_training_killed_at_any_product_end_in_the_same_bits(tmp_path, seed):
