@@ -47,7 +47,7 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
         source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
     space = _Space.of(source.ritz, operator, progress)
     wanted = _Wanted(k, *ENDS[which])
-    while (missing := wanted.count - len(space.V)) > 0:     # the probes broke down early: few distinct eigenvalues
+    while (missing := wanted.count - len(space)) > 0:     # the probes broke down early: few distinct eigenvalues
         space.expand(random_unit(missing, operator, generator))
     _converge(space, wanted, tol, max_matvecs)
     if k > min(len(source.alphas), source.num_ritz):        # not every wanted pair had a start vector of its own
@@ -75,11 +75,15 @@ class _Wanted:
 
 
 class _Space:
-    """An orthonormal basis V with known products HV, and its Rayleigh-Ritz pairs."""
+    """An orthonormal basis V (p, d) with known products HV, T = V (HV)' (p, p), and its Rayleigh-Ritz pairs.
+
+    Rows are appended in place and T grows with them; the basis is rotated only at a restart.
+    """
 
     def __init__(self, V: Tensor, HV: Tensor, operator: LinearOperator, progress: Callable[[int], None] | None):
-        self.V, self.HV, self.operator, self.progress = V, HV, operator, progress
-        self.num_matvecs = 0
+        self.operator, self.progress, self.num_matvecs = operator, progress, 0
+        self._V, self._HV = V, HV       # with room for more rows at the end
+        self.T = gram(V, HV)
 
     @classmethod
     def of(cls, ritz: Ritz, operator: LinearOperator, progress: Callable[[int], None] | None) -> "_Space":
@@ -90,44 +94,73 @@ class _Space:
             V, HV = C @ V, C @ HV
         return cls(V, HV, operator, progress)
 
-    def solve(self) -> None:
-        """Rotate the basis to its Ritz vectors, ascending."""
-        T = gram(self.V, self.HV)
-        values, S = torch.linalg.eigh((T + T.T) / 2)
-        S = S.T.to(self.V.dtype)
-        self.values, self.V, self.HV = values, S @ self.V, S @ self.HV
+    def __len__(self) -> int:
+        return len(self.T)
+
+    @property
+    def V(self) -> Tensor:
+        return self._V[:len(self)]
+
+    @property
+    def HV(self) -> Tensor:
+        return self._HV[:len(self)]
+
+    def solve(self) -> np.ndarray:
+        """Find the Ritz pairs of the space as it is, and return their values, ascending."""
+        values, S = torch.linalg.eigh((self.T + self.T.T) / 2)
+        self.S = S.T.to(self.V.dtype)       # (p, p): the Ritz vectors are S V
+        self.values = values.cpu().numpy()
+        return self.values
+
+    def vectors(self, places: np.ndarray) -> Tensor:
+        """Return some Ritz vectors, (q, d)."""
+        return self.S[torch.as_tensor(places)] @ self.V
 
     def residuals(self, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Return the residual vectors of some pairs and their norms."""
-        rows = torch.as_tensor(places)
-        R = self.HV[rows] - self.values[rows, None].to(self.V.dtype) * self.V[rows]
+        rows = self.S[torch.as_tensor(places)]
+        values = torch.as_tensor(self.values[places], dtype=rows.dtype, device=rows.device)
+        R = torch.addmm(rows @ self.HV, values[:, None] * rows, self.V, alpha=-1)
         return R, dots(R, R).sqrt().cpu().numpy()
 
     def expand(self, W: Tensor) -> bool:
         """Add directions (q, d) to the space; return False where nothing of them is new."""
         W = W / W.norm(dim=1, keepdim=True)
         for _ in range(3):      # a residual is nearly orthogonal already; what is left of one that is not new is rounding
-            W = W - gram(W, self.V).to(W.dtype) @ self.V
+            W = torch.addmm(W, gram(W, self.V).to(W.dtype), self.V, alpha=-1)
             W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W
         if not len(W):
             return False
-        self.V, self.HV = torch.cat([self.V, W]), torch.cat([self.HV, self._apply(W)])
+        self._append(W, self._apply(W))
         return True
 
     def shrink(self, places: np.ndarray) -> None:
         """Thick restart: keep some Ritz vectors."""
-        rows = torch.as_tensor(places)
-        self.V, self.HV, self.values = self.V[rows], self.HV[rows], self.values[rows]
+        rows = self.S[torch.as_tensor(places)]
+        V, HV = rows @ self.V, rows @ self.HV
+        self._V[:len(V)], self._HV[:len(V)] = V, HV
+        self.T = gram(V, HV)
 
     def exact(self, wanted: _Wanted) -> tuple[Tensor, Tensor, Tensor]:
         """Return the wanted Ritz vectors, their products computed anew, and their Rayleigh quotients, ascending."""
-        self.solve()
-        X = self.V[torch.as_tensor(wanted.places(len(self.V)))]
+        X = self.vectors(wanted.places(len(self.solve())))
         X = X / dots(X, X).sqrt()[:, None].to(X.dtype)
         HX = self._apply(X)
         values = dots(X, HX)
         order = torch.argsort(values)
         return X[order], HX[order], values[order]
+
+    def _append(self, W: Tensor, HW: Tensor) -> None:
+        old, new = len(self), len(self) + len(W)
+        if new > len(self._V):
+            room = self._V.new_empty(new + 32 - old, self._V.shape[1])
+            self._V, self._HV = torch.cat([self.V, room]), torch.cat([self.HV, room])
+        self._V[old:new], self._HV[old:new] = W, HW
+        T = self.T.new_zeros(new, new)
+        T[:old, :old] = self.T
+        T[old:] = gram(W, self._HV[:new])
+        T[:old, old:] = T[old:, :old].T
+        self.T = T
 
     def _apply(self, W: Tensor) -> Tensor:
         self.num_matvecs += len(W)
@@ -140,18 +173,17 @@ def _converge(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int) -> N
     """Expand by residuals of wanted pairs until all have converged, stand at rounding, or the budget is spent."""
     eps, largest = torch.finfo(space.V.dtype).eps, 6 * wanted.k + 40
     while True:
-        space.solve()
-        places = wanted.places(len(space.V))
+        values = space.solve()
+        places = wanted.places(len(values))
         R, norms = space.residuals(places)
-        values = space.values.cpu().numpy()
         rounding = 8 * eps * np.abs(values).max()
         open_ = norms > np.maximum(tol * np.abs(values[places]), rounding)
-        room = space.num_matvecs + len(places) < max_matvecs and len(space.V) < space.operator.size
+        room = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
         if not open_.any() or not room:
             return
-        chosen = _first_open(places, open_, wanted, len(space.V))
-        if len(space.V) + len(chosen) > largest:
-            space.shrink(_Wanted(2 * wanted.k + 6, True, True).places(len(space.V)))
+        chosen = _first_open(places, open_, wanted, len(values))
+        if len(space) + len(chosen) > largest:
+            space.shrink(_Wanted(2 * wanted.k + 6, True, True).places(len(values)))
         if not space.expand(R[torch.as_tensor(chosen)]):
             return
 
@@ -167,22 +199,21 @@ def _first_open(places: np.ndarray, open_: np.ndarray, wanted: _Wanted, count: i
 def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
     """Look for pairs that the start vectors missed, in the complement of those found, until nothing new turns up."""
     while space.num_matvecs < max_matvecs:
-        space.solve()
-        places = torch.as_tensor(wanted.places(len(space.V)))
-        found, values = space.V[places], space.values[places]
+        before = space.solve()
+        places = wanted.places(len(before))
+        found, before = space.vectors(places), before[places]
         steps = min(max(10, wanted.k), space.operator.size - len(found), max_matvecs - space.num_matvecs)
         if steps < 1:
             return
         fresh = krylov(Deflated(space.operator, found), num_matvecs=steps, num_probes=1, generator=generator,
                        num_ritz=1, progress=space.progress)
         space.num_matvecs += steps
-        before = values.clone()
         space.expand(fresh.ritz.vectors)
         _converge(space, wanted, tol, max_matvecs)
-        space.solve()
-        after = space.values[torch.as_tensor(wanted.places(len(space.V)))]
-        slack = max(tol, 1e2 * torch.finfo(space.V.dtype).eps) * float(after.abs().max())
-        if len(after) == len(before) and float((after - before).abs().max()) <= slack:
+        after = space.solve()
+        after = after[wanted.places(len(after))]
+        slack = max(tol, 1e2 * torch.finfo(space.V.dtype).eps) * np.abs(after).max()
+        if len(after) == len(before) and np.abs(after - before).max() <= slack:
             return
 
 

@@ -4,9 +4,9 @@ For a symmetric A and a unit vector q_1 it builds an orthonormal basis Q (m, d) 
 
     A Q' = Q' T + beta_m q_{m+1} e_m'                                  (Lanczos 1950)
 
-The basis is kept in the product's dtype; each new vector is projected against the whole basis twice ("twice is enough",
-Kahan in Parlett 1980), with coefficients accumulated in float64. A residual below the rounding of the product ends a
-probe (breakdown): its Krylov space is invariant and its quadrature exact.
+The basis is kept in the product's dtype, on the host where the device has no room for it; each new vector is projected
+against the whole basis twice ("twice is enough", Kahan in Parlett 1980), with coefficients accumulated in float64. A residual
+below the rounding of the product ends a probe (breakdown): its Krylov space is invariant and its quadrature exact.
 
 The probes are unrestarted, so that their tridiagonals serve densities and moments; of each basis only the Ritz vectors
 at both ends are kept, from which `analysis.extremes` goes on.
@@ -14,7 +14,6 @@ at both ends are kept, from which `analysis.extremes` goes on.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,19 +21,11 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from analysis.operators import LinearOperator
+from analysis.plan import free_memory
 from landscape.errors import InputError
 
-CHUNK = 1 << 16     # entries of a vector converted to float64 at a time, so that the copy stays in cache
-
-
-class Journal(Protocol):
-    """Where a long run keeps its steps, so that it can go on after a kill; implemented by the run store."""
-
-    def steps(self) -> list[dict[str, np.ndarray]]:
-        """Return the steps stored so far, in order."""
-
-    def append(self, arrays: dict[str, np.ndarray]) -> None:
-        """Store the next step, whole."""
+CHUNK = 1 << 15     # entries of a vector whose products are summed in its own dtype; such sums are added in float64
+SHARE = 0.5         # of a device's free memory, that a basis may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,31 +50,27 @@ class Krylov:
 
 
 def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator,
-           num_ritz: int = 8, journal: Journal | None = None, progress: Callable[[int], None] | None = None) -> Krylov:
+           num_ritz: int = 8, progress: Callable[[int], None] | None = None) -> Krylov:
     """Run `num_matvecs` Lanczos steps from each of `num_probes` random unit vectors, uniform on the sphere.
 
     num_matvecs   m, 1 <= m <= size
     num_ritz      Ritz vectors kept at each end of each probe, at most m // 2
     generator     on the CPU, so that all devices start from the same vectors
-    journal       stores each step, and gives back those of an interrupted run
     progress      called with the number of products after each step
     """
     if not 1 <= num_matvecs <= operator.size:
         raise InputError(f"num_matvecs={num_matvecs} is out of range: expected 1 <= num_matvecs <= size={operator.size}")
     if num_probes < 1:
         raise InputError(f"num_probes={num_probes} is out of range: expected at least 1")
-    state = _State.start(random_unit(num_probes, operator, generator), num_matvecs)
-    for arrays in (journal.steps() if journal else []):
-        state.restore(arrays)
+    start = random_unit(num_probes, operator, generator)
+    state = _State.start(start.to(home(operator, num_probes * (num_matvecs + 1))), num_matvecs)
     while state.step < num_matvecs and state.running().any():
-        arrays = state.advance(operator)
-        if journal:
-            journal.append(arrays)
+        state.advance(operator)
         if progress:
             progress(num_probes)
     kept = min(num_ritz, max(1, num_matvecs // 2))
-    return Krylov(operator, state.alphas, state.betas, state.ends(kept), state.orthogonality_loss(), num_probes * state.step,
-                  kept)
+    return Krylov(operator, state.alphas, state.betas, state.ends(kept, operator.device), state.orthogonality_loss(),
+                  num_probes * state.step, kept)
 
 
 def random_unit(count: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
@@ -107,40 +94,32 @@ class _State:
         basis[:, 0] = Q
         return cls(basis, num_matvecs)
 
-    def advance(self, operator: LinearOperator) -> dict[str, np.ndarray]:
-        """Take one step of every recurrence; return what it added."""
+    def advance(self, operator: LinearOperator) -> None:
+        """Take one step of every recurrence."""
         j = self.step
-        W = operator.matmat(self.basis[:, j])
+        W = operator.matmat(self.basis[:, j].to(operator.device)).to(self.basis.device)
         alpha = dots(self.basis[:, j], W)
         W = project_out(self.basis[:, :j + 1], W)
         beta = dots(W, W).sqrt()
         alive = self._alive(alpha, beta)
         W = torch.where(alive[:, None], W / torch.where(alive, beta, 1.0).to(W.dtype)[:, None], 0.0)
-        self._store(W, np.where(self.running(), alpha.cpu().numpy(), np.nan), torch.where(alive, beta, 0.0).cpu().numpy())
-        return {"basis": W.cpu().numpy(), "alphas": self.alphas[:, j], "betas": self.betas[:, j]}
+        self.alphas[:, j] = np.where(self.running(), alpha.cpu().numpy(), np.nan)
+        self.betas[:, j] = torch.where(alive, beta, 0.0).cpu().numpy()
+        self.basis[:, j + 1] = W
+        self.step += 1
 
     def running(self) -> np.ndarray:
         """Tell which probes have not broken down."""
         return np.ones(len(self.betas), bool) if self.step == 0 else self.betas[:, self.step - 1] > 0
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take a stored step instead of computing it."""
-        W = torch.as_tensor(arrays["basis"], dtype=self.basis.dtype, device=self.basis.device)
-        self._store(W, arrays["alphas"], arrays["betas"])
-
-    def ends(self, count: int) -> Ritz:
+    def ends(self, count: int, device: torch.device) -> Ritz:
         """Return `count` Ritz vectors at each end of every probe, with products from A Q' = Q' T + beta q e'."""
         pairs = [self._ends_of(row, count) for row in range(len(self.basis))]
-        return Ritz(*(torch.cat(parts) for parts in zip(*pairs)))
+        return Ritz(*(torch.cat(parts).to(device) for parts in zip(*pairs)))
 
     def orthogonality_loss(self) -> float:
         """Return max |QQ' - I| over the probes, accumulated in float64."""
         return max(self._loss_of(row) for row in range(len(self.basis)))
-
-    def _store(self, W: Tensor, alpha: np.ndarray, beta: np.ndarray) -> None:
-        self.alphas[:, self.step], self.betas[:, self.step] = alpha, beta
-        self.basis[:, self.step + 1] = W
-        self.step += 1
 
     def _alive(self, alpha: Tensor, beta: Tensor) -> Tensor:
         """Tell which residuals stand above the rounding of the product, relative to the largest entry of T so far."""
@@ -175,13 +154,20 @@ def dots(U: Tensor, V: Tensor) -> Tensor:
 
 def gram(U: Tensor, V: Tensor) -> Tensor:
     """Return U V' of rows (p, d) and (q, d), accumulated in float64: (p, q)."""
-    return sum(u.double() @ v.double().T for u, v in zip(U.split(CHUNK, 1), V.split(CHUNK, 1)))
+    return sum((u @ v.T).double() for u, v in zip(U.split(CHUNK, 1), V.split(CHUNK, 1)))
 
 
 def project_out(basis: Tensor, W: Tensor) -> Tensor:
     """Remove from each row of W (R, d) its components along its own orthonormal basis (R, j, d), twice."""
-    for _ in range(2):
-        pairs = zip(basis.split(CHUNK, 2), W.split(CHUNK, 1))
-        coefficients = sum(torch.einsum("rjd,rd->rj", b.double(), w.double()) for b, w in pairs)
-        W = W - torch.einsum("rj,rjd->rd", coefficients.to(W.dtype), basis)
-    return W
+    rows = [W[row] for row in range(len(W))]
+    for row, Q in enumerate(basis):
+        for _ in range(2):
+            coefficients = sum(torch.mv(q, w).double() for q, w in zip(Q.split(CHUNK, 1), rows[row].split(CHUNK)))
+            rows[row] = torch.addmv(rows[row], Q.T, coefficients.to(W.dtype), alpha=-1)
+    return torch.stack(rows)
+
+
+def home(operator: LinearOperator, rows: int) -> torch.device:
+    """Return where a basis of so many vectors is kept: with the operator, or on the host where the device lacks the room."""
+    needed = rows * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
+    return operator.device if needed <= SHARE * free_memory(operator.device) else torch.device("cpu")

@@ -4,7 +4,7 @@ import torch
 from matrices import SPECTRA, matrix, seeded
 
 from analysis import lanczos
-from analysis.lanczos import krylov
+from analysis.lanczos import CHUNK, home, krylov, project_out
 from landscape.errors import InputError
 
 
@@ -72,26 +72,21 @@ def test_ritz_products_are_those_of_the_operator():
     assert torch.allclose(operator.matmat(ritz.vectors), ritz.products, atol=1e-12)
 
 
-class ListJournal:
-    def __init__(self, steps=()):
-        self.stored = list(steps)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projection_leaves_nothing_of_a_basis_even_of_a_vector_mostly_inside_it(dtype):
+    size, steps = 3 * CHUNK + 17, 40
+    Q = torch.linalg.qr(torch.randn(size, steps, generator=seeded(), dtype=torch.float64))[0].T.to(dtype)
+    w = 1e3 * Q.sum(0) + torch.randn(size, generator=seeded(), dtype=torch.float64).to(dtype) / size ** 0.5
+    left = project_out(torch.stack([Q, Q]), torch.stack([w, 2 * w])).double()
+    assert float((left @ Q.double().T).abs().max() / left.norm()) < 2 * torch.finfo(dtype).eps
+    assert float((left[1] - 2 * left[0]).norm() / left[0].norm()) < 1e-3      # 1e3 times the rounding: most of w cancels
 
-    def steps(self):
-        return list(self.stored)
 
-    def append(self, arrays):
-        self.stored.append({key: value.copy() for key, value in arrays.items()})
-
-
-def test_an_interrupted_run_resumes_to_the_same_bits():
-    operator, journal = matrix(SPECTRA["outliers"], torch.float32), ListJournal()
-    whole = krylov(operator, num_matvecs=20, num_probes=2, generator=seeded(), journal=journal)
-    calls = []
-    again = krylov(operator, num_matvecs=20, num_probes=2, generator=seeded(), journal=ListJournal(journal.stored[:13]),
-                   progress=calls.append)
-    assert len(calls) == 7
-    assert np.array_equal(whole.alphas, again.alphas) and np.array_equal(whole.betas, again.betas)
-    assert torch.equal(whole.ritz.vectors, again.ritz.vectors)
+def test_a_basis_that_its_device_has_no_room_for_is_kept_on_the_host(monkeypatch):
+    operator = matrix(SPECTRA["outliers"], torch.float32)
+    operator.device = torch.device("meta")      # stands in for a GPU
+    monkeypatch.setattr(lanczos, "free_memory", lambda device: 2 * 63 * operator.size * 4)
+    assert home(operator, 63) == torch.device("meta") and home(operator, 64) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("change, word", [
