@@ -20,6 +20,9 @@ SHARE = 0.5     # of the free memory: vectors, bases and other processes need th
 SAMPLES = {"cpu": 64, "cuda": 1024}
 COMPILING = 0.03            # seconds for each operation of a graph, on two cores
 GAIN = 0.15                 # of the time of a product, that compiling saves at least
+# Another engine has to be so many times faster, and a product to take so many seconds, before timing overrules the order of
+# preference: a choice that noise can turn would not be the same twice.
+CLEARLY, NOTICEABLE = 1.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,10 @@ class _Attempt:
         """Return another engine where it was measured to be faster, or is sure to be for so many products."""
         own, seconds = choice.seconds.get(choice.engine, 0.0), choice.seconds
         other = min(seconds, key=seconds.get, default=choice.engine)
-        if seconds and seconds[other] < 0.9 * own and (better := self.of(other)):
+        if own > max(CLEARLY * seconds.get(other, own), NOTICEABLE) and (better := self.of(other)):
             self.reasons[choice.engine] = f"{own / seconds[other]:.1f} times slower than {other}"
             return better
-        self.reasons.update({name: f"{time / own:.1f} times slower" for name, time in seconds.items() if name != choice.engine})
+        self.reasons.update({name: _compared(time, own) for name, time in seconds.items() if name != choice.engine})
         return self._compiled(choice, own) if choice.engine == "linearized" and own else choice
 
     def _checked(self, name: str) -> Choice:
@@ -128,6 +131,10 @@ class _Attempt:
             self.reasons[name] = f"{compiled.seconds[name] / own:.1f} times slower"
             return eager
         return compiled or eager
+
+
+def _compared(seconds: float, chosen: float) -> str:
+    return f"{seconds / chosen:.1f} times slower" if seconds >= chosen else f"not clearly faster ({chosen / seconds:.1f} times)"
 
 
 def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor, fill: bool = False) -> list[Batch]:

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from networks import InPlaceResidual, dense_hessian, images, losses, make
+from torch import nn
+
+from analysis import plan, products
+from analysis.batches import Batch
+from analysis.hessian import HessianOperator
+from analysis.plan import Kept, Wishes, microbatches
+from analysis.products import Prepared
+from analysis.verification import relative_gap
+from landscape.errors import InputError
+
+X, Y = images()
+
+
+def batch_of(size):
+    return Batch.of((torch.arange(size, dtype=torch.float64), torch.zeros(size)), torch.device("cpu"), torch.float64)
+
+
+def scarce(limit, held=10):
+    """Return a `prepare` for the matrix (sum of inputs) I that has memory for `limit` samples at once."""
+    def prepare(batch):
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("injected")
+        return Prepared(lambda V: (batch.tensors[0] * (batch.weights > 0)).sum() * V, held)
+    return prepare
+
+
+@pytest.mark.parametrize("size, limit, sizes", [(10, 4, [4, 4, 4]), (9, 3, [3, 3, 3]), (7, 100, [7]), (128, 64, [64, 64])])
+def test_microbatches_are_of_one_size_at_most_the_limit_and_weigh_every_sample_once(size, limit, sizes):
+    pieces = microbatches([batch_of(size)], limit, torch.zeros(3))
+    assert [len(piece) for piece in pieces] == sizes
+    assert sum(float(piece.weights.sum()) for piece in pieces) == size
+    assert torch.cat([piece.tensors[0][:piece.num_samples] for piece in pieces]).tolist() == list(range(size))
+
+
+def test_batches_of_a_small_network_stay_whole_and_those_of_a_large_one_fit_the_cache():
+    assert [len(b) for b in microbatches([batch_of(500)], "auto", torch.zeros(10))] == [500]
+    assert max(len(b) for b in microbatches([batch_of(500)], "auto", torch.zeros(products.SMALL))) <= plan.SAMPLES["cpu"]
+
+
+@pytest.mark.parametrize("limit, samples", [(16, 16), (15, 8), (4, 4), (1, 1)])
+def test_an_allocation_failure_halves_the_microbatches_and_goes_on(limit, samples):
+    kept = Kept(scarce(limit), [batch_of(16)], budget=1e9)
+    assert torch.equal(kept.matmat(torch.ones(1, 2)), torch.full((1, 2), 120.0))
+    assert kept.microbatch == samples and (samples == 16 or f"{samples} samples" in kept.notes[-1])
+
+
+def test_what_is_kept_is_let_go_before_microbatches_are_halved():
+    calls = []
+
+    def prepare(batch):
+        def product(V):
+            calls.append(len(calls))
+            if len(calls) == 4:
+                raise torch.OutOfMemoryError("injected")
+            return float(batch.weights.sum()) * V
+        return Prepared(product, 10)
+    kept = Kept(prepare, [batch_of(2) for _ in range(4)], budget=1e9)
+    assert kept.matmat(torch.ones(1, 1)).tolist() == [[8.0]]
+    assert kept.num_kept == 2 and kept.bytes == 20 and kept.notes == ["memory ran out: 2 of 4 microbatches stay in memory"]
+    assert kept.matmat(torch.ones(1, 1)).tolist() == [[8.0]] and kept.num_kept == 2
+
+
+def test_a_single_sample_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="memory is too small"):
+        Kept(scarce(0), [batch_of(4)], budget=0).matmat(torch.ones(1, 2))
+
+
+def test_memory_that_runs_out_at_construction_halves_too(monkeypatch):
+    def engine(objective, theta, traces, block=True):
+        def prepare(batch):
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("injected")
+            return products.jvp(objective, theta, traces)(batch)
+        return prepare
+    monkeypatch.setitem(products.ENGINES, "linearized", engine)
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)], engine="linearized")
+    assert operator.choice == {"engine": "linearized", "microbatch": 2}
+    assert relative_gap(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
+
+
+def test_the_choice_says_why_and_gives_the_same_bits_when_passed_back():
+    model, v = make(InPlaceResidual), torch.randn(123, dtype=torch.float64)
+    operator = HessianOperator(model, losses, [(X, Y)], microbatch=3)
+    assert operator.choice == {"engine": "linearized", "microbatch": 3}
+    assert "times" in operator.reasons["reverse"] and "to compile" in operator.reasons["linearized-compiled"]
+    assert torch.equal(operator @ v, HessianOperator(model, losses, [(X, Y)], **operator.choice) @ v)
+
+
+def test_an_engine_measured_to_be_slower_gives_way(monkeypatch):
+    monkeypatch.setattr(plan, "verify", lambda name, *rest: {name: 1.0} if name == "reverse" else {name: 3.0, "reverse": 1.0})
+    operator = HessianOperator(make(InPlaceResidual), losses, [(X, Y)])
+    assert operator.engine == "reverse" and operator.reasons["linearized"] == "3.0 times slower than reverse"
+
+
+@pytest.mark.parametrize("own, other", [(0.009, 0.001), (3.0, 2.1)])
+def test_timing_overrules_the_order_only_where_it_is_clear_and_matters(monkeypatch, own, other):
+    monkeypatch.setattr(plan, "verify", lambda name, *rest: {name: own, "reverse": other})
+    operator = HessianOperator(make(InPlaceResidual), losses, [(X, Y)])
+    assert operator.engine == "linearized" and "not clearly faster" in operator.reasons["reverse"]
+
+
+def test_a_network_that_branches_on_its_data_is_not_served_by_one_trace():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            z = self.head(x.flatten(1))
+            return torch.tanh(z) if float(x[0, 0, 0, 0]) > 0 else z
+    model = make(Branching)
+    x = X.clone()
+    x[:, 0, 0, 0] = torch.tensor([1.0, 1, 1, -1, -1, -1, -1], dtype=x.dtype)
+    with pytest.raises(InputError, match="other samples|another function"):
+        HessianOperator(model, losses, [(x, Y)])
+    parts = [(x[:3], Y[:3]), (x[3:6], Y[3:6])]
+    operator = HessianOperator(model, losses, parts)
+    assert operator.engine != "linearized" and operator.reasons["linearized"]
+
+
+@pytest.mark.parametrize("wish, word", [({"engine": "magic"}, "engine='magic'"), ({"microbatch": 0}, "microbatch=0"),
+                                        ({"microbatch": 1.5}, "microbatch=1.5"), ({"memory": -1}, "memory=-1"),
+                                        ({"memory": "much"}, "memory='much'")])
+def test_wishes_out_of_range_are_named(wish, word):
+    with pytest.raises(InputError, match=word):
+        Wishes(**wish)
