@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import inspect
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from analysis.operators import HessianOperator
 from analysis.pipeline import Subject, group_batches
 from analysis.quadrature import tridiagonal_rule
 from analysis.settings import SpectrumSettings
-from analysis.spectrum import estimate_trace, spectral_density
+from analysis.spectrum import spectral_density
+from analysis.trace import measure_trace
 from checkpoints.records import EigenPairs
 from landscape.losses import build_loss
 from scripts import bench_timing as timing
@@ -75,12 +75,14 @@ class Case:
         spectrum = spectral_density(space)
         pairs = self.pairs = self._stage(stages, "extremes", lambda: extreme_eigenpairs(
             space, args.num_pairs, tol=args.tol, generator=generator))
-        trace, error = self._stage(stages, "trace", lambda: trace_to_error(operator, pairs, args.trace_error, generator))
+        trace = self._stage(stages, "trace", lambda: measure_trace(
+            operator, rel_error=args.trace_error, generator=generator, deflate=pairs, max_matvecs=operator.size))
         seconds = time.perf_counter() - started
         nodes, weights = tridiagonal_rule(space.alphas, space.betas)
         return {"seconds": seconds, "stages": stages, "choice": self.choice, "peak_bytes": memory.peak(),
                 "kept_bytes": operator.operator.held_bytes, "values": pairs.values, "values64": pairs.values64,
-                "residuals": pairs.residuals, "converged": pairs.converged, "trace": trace, "trace_standard_error": error,
+                "residuals": pairs.residuals, "converged": pairs.converged, "trace": trace.estimate.value,
+                "trace_standard_error": trace.standard_error, "trace_method": trace.method, "trace_reached": trace.reached,
                 "loss": operator.operator.loss(), "nodes": nodes, "weights": weights,
                 "orthogonality_loss": spectrum.orthogonality_loss}
 
@@ -88,9 +90,8 @@ class Case:
         """Time gradient, our product and PyHessian's in turn; run PyHessian by its own rules."""
         args, operator = self.args, self.operator or self._set_up({})
         x, y = (torch.cat(parts) for parts in zip(*self.batches))
-        model, memory = self._model(), timing.Memory(self.subject.device)
-        setup, peer = timing.timed(lambda: PyHessian(model, self.loss, (x, y)), x.device)
-        held, plain = memory.held(), self._model()
+        setup, peer = timing.timed(lambda: PyHessian(self._model(), self.loss, (x, y)), x.device)
+        plain = self._model()
 
         def gradient() -> None:
             plain.zero_grad(set_to_none=True)
@@ -104,7 +105,7 @@ class Case:
         multiply = peer.own if args.pyhessian_products == "own" else operator.matvec
         stages = peer.run(multiply, top_n=args.num_pairs, steps=args.num_matvecs, minutes=args.minutes, seed=args.seed)
         peer.close()
-        return {"products_of": args.pyhessian_products, "setup_seconds": setup, "held_bytes": held, "stages": stages,
+        return {"products_of": args.pyhessian_products, "setup_seconds": setup, "stages": stages,
                 "product_gap": gap, "gradient_seconds": rounds.reference, "product_seconds": rounds.seconds,
                 "product_ratio": {name: timing.spread(rounds.ratios(name)) for name in rounds.seconds},
                 "peer_over_ours": timing.spread(rounds.compare("pyhessian", "ours"))}
@@ -128,11 +129,12 @@ class Case:
 
     def _set_up(self, stages: dict) -> Counted:
         compiling = timing.compile_seconds()
-        seconds, operator = timing.timed(lambda: HessianOperator(self._model(), self.loss, self.batches,
-                                                                 engine=self.args.engine), self.subject.device)
+        expected = self.args.num_matvecs * self.args.num_probes + self.args.further_matvecs
+        seconds, operator = timing.timed(lambda: HessianOperator(
+            self._model(), self.loss, self.batches, engine=self.args.engine, expected_matvecs=expected), self.subject.device)
         stages["set-up"] = {"seconds": seconds, "products": 0, "product_seconds": 0.0,
                             "compile_seconds": timing.compile_seconds() - compiling}
-        self.choice = dict(getattr(operator, "choice", {"engine": operator.engine}))
+        self.choice = operator.choice | {"reasons": dict(operator.reasons)}
         self.operator = Counted(operator)
         return self.operator
 
@@ -152,21 +154,6 @@ class Case:
     def _batches(self, dtype: str):
         settings = SpectrumSettings(max_samples=self.limit, batch_size=self.args.batch_size, dtype=dtype)
         return group_batches(self.subject, self.group, settings)[0]
-
-
-def trace_to_error(operator: Any, pairs: Any, error: float, generator: torch.Generator) -> tuple[float, float]:
-    """Return the trace and its standard error, at most `error` relative to it."""
-    if "rel_error" in inspect.signature(estimate_trace).parameters:
-        found = estimate_trace(operator, rel_error=error, generator=generator, deflate=pairs)
-        return found.value, (found.high - found.low) / 2 / 1.96
-    from scipy.stats import t
-    count = 16
-    while True:
-        found = estimate_trace(operator, num_probes=count, generator=generator, deflate=pairs)
-        achieved = (found.high - found.low) / 2 / t.ppf(0.5 + found.level / 2, count - 1)
-        if achieved <= error * abs(found.value) or count > 1000:
-            return found.value, achieved
-        count = max(count + 8, math.ceil(1.1 * count * (achieved / (error * abs(found.value)))**2))
 
 
 def _probes(operator: Any, pairs: EigenPairs, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,6 @@ from landscape.parameters import flatten, split_like
 Product = Callable[[Tensor], Tensor]        # rows (k, d) -> rows (k, d)
 PEERS = {"pyhessian": "pyhessian", "curvlinops": "curvlinops", "eigenthings": "hessian_eigenthings"}    # module names
 INEXACT, WRONG = 1e-3, 0.1      # relative errors beyond which a product is labelled so, unless float32 itself errs as much
-COMPILED = "-compiled"
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Options:
     data_dir: Path | None
     device: str
     block: int
+    expected_matvecs: int = 0   # what our automatic choice is told of the products to come
     seed: int = 0
 
 
@@ -140,26 +140,18 @@ def entries(engines: Sequence[str], peers: Sequence[str], block: int) -> list[En
     return rows
 
 
-def default_engines() -> list[str]:
-    """Return every engine, and the exact ones compiled."""
-    return ["auto", *(name for engine in products.ENGINES
-                      for name in ([engine, engine + COMPILED] if engine in products.EXACT else [engine]))]
-
-
 def check_engines(engines: Sequence[str]) -> None:
-    """Refuse an engine that the table of engines does not hold."""
+    """Refuse an engine that is none of ours."""
     for name in engines:
-        if name != "auto" and name.removesuffix(COMPILED) not in products.ENGINES:
-            raise InputError(f"engines={name!r} is unknown: expected auto, {', '.join(products.ENGINES)}, "
-                             f"each but auto also with {COMPILED}")
+        if name not in ("auto", *products.ENGINES):
+            raise InputError(f"engines={name!r} is unknown: expected some of auto, {', '.join(products.ENGINES)}")
 
 
 def ours(problem: Problem, entry: Entry) -> Built:
     """Build our operator with one engine, keeping what fits, or nothing."""
     operator = HessianOperator(problem.own_model(), nn.CrossEntropyLoss(), [(problem.x, problem.y)], engine=entry.engine,
-                               memory="auto" if entry.keeps else 0)
-    choice = dict(getattr(operator, "choice", {"engine": operator.engine})) | {"reasons": dict(operator.reasons)}
-    return Built(operator.matmat, choice, operator)
+                               memory="auto" if entry.keeps else 0, expected_matvecs=problem.options.expected_matvecs)
+    return Built(operator.matmat, operator.choice | {"reasons": dict(operator.reasons)}, operator)
 
 
 def pyhessian_kept(problem: Problem, entry: Entry) -> Built:

@@ -4,16 +4,15 @@
 
 The unit is model(x), mean cross-entropy, backward, eagerly, in evaluation mode, on the same batch in float32. Every
 product is compared with a float64 product by plain double backward, in every round and for another vector each time.
-Set-up (tracing, checks, choosing), compiling and the first product stand apart. Memory is the growth of a fresh process.
+Set-up (tracing, checks, choosing), compiling (a part of it; a later row finds the kernels of an earlier one) and the first
+product stand apart. Memory is the growth of a fresh process.
 Other libraries come with `pip install -e .[bench]`; those that are not installed are left out. Where that would bring a
 torchvision for another torch: `pip install --no-deps curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
 backpack-for-pytorch linear_operator einconv einops opt-einsum` is enough.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 
 import torch
 
+from analysis.products import ENGINES
 from landscape.errors import InputError
 from landscape.models import ARCHITECTURES
 from scripts import bench_contestants as contestants
@@ -50,8 +50,8 @@ def parser() -> Parser:
     made.add_argument("--images", type=int, default=128, help="images in the batch")
     made.add_argument("--repeats", type=int, default=9, help="rounds, each of them every contestant once")
     made.add_argument("--minutes", type=float, default=5.0, help="begin no further round after so many minutes of rounds")
-    made.add_argument("--engines", nargs="*", metavar="ENGINE", help="engines of ours, those compiled with the suffix "
-                      "-compiled; default: auto and all")
+    made.add_argument("--engines", nargs="*", metavar="ENGINE", help="engines of ours; default: auto and all")
+    made.add_argument("--expected_matvecs", type=int, default=400, help="products of a spectrum, for which auto may compile")
     made.add_argument("--peers", nargs="*", default=list(contestants.PEERS), choices=list(contestants.PEERS))
     made.add_argument("--block", type=int, default=4, help="vectors at once in the rows for blocks; 0: no such row")
     made.add_argument("--memory_minutes", type=float, default=3.0, help="measure the memory of no further contestant after so "
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Time, measure and print everything."""
     device = timing.set_up_torch(args.threads, args.device)
     options, entries = _plan(args, device)
-    _fresh_compiler_cache()
+    timing.fresh_compiler_cache()       # the memory processes share it
     machine = timing.machine(device)
     problem = Problem(options)
     print(f"{args.arch}, {problem.size} parameters, {args.images} {problem.data_name}, float32, evaluation mode; "
@@ -86,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, device: torch.device) -> tuple[Options, list[Entry]]:
-    for name, least in (("images", 2), ("repeats", 1), ("block", 0)):
+    for name, least in (("images", 2), ("repeats", 1), ("block", 0), ("expected_matvecs", 0)):
         if getattr(args, name) < least:
             raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {least}")
-    engines = contestants.default_engines() if args.engines is None else args.engines
+    engines = ["auto", *ENGINES] if args.engines is None else args.engines
     contestants.check_engines(engines)
     peers = [name for name in args.peers if find_spec(contestants.PEERS[name])]
     for name in sorted(set(args.peers) - set(peers)):
@@ -97,12 +97,7 @@ def _plan(args: argparse.Namespace, device: torch.device) -> tuple[Options, list
     entries = contestants.entries(engines, peers, args.block)
     if not entries:
         raise InputError("engines and peers are both empty: expected at least one contestant")
-    return Options(args.arch, args.images, args.data_dir, str(device), args.block), entries
-
-
-def _fresh_compiler_cache() -> None:
-    """Let every run compile anew, so that its compile times are those of a first use; the memory processes share it."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="bench-inductor-")
+    return Options(args.arch, args.images, args.data_dir, str(device), args.block, args.expected_matvecs), entries
 
 
 def _set_up(problem: Problem, entries: list[Entry]) -> tuple[dict[str, dict], dict[str, tuple[Entry, Built]]]:

@@ -56,6 +56,8 @@ def parser() -> Parser:
     made.add_argument("--tol", type=float, default=1e-3, help="residual of a pair, relative to its eigenvalue")
     made.add_argument("--trace_error", type=float, default=0.05, help="standard error of the trace, relative")
     made.add_argument("--engine", default="auto", help="of our products")
+    made.add_argument("--further_matvecs", type=int, default=150, help="products beyond the density that our automatic choice "
+                      "is told to expect")
     made.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run now")
     made.add_argument("--pyhessian_products", choices=("ours", "own"), default="ours", help="run PyHessian's code on our faster "
                       "products, which leaves its counts and results as they are, or on its own")
@@ -74,6 +76,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Run the parts asked for, and print what is known of every group."""
     device = timing.set_up_torch(args.threads, args.device)
+    timing.fresh_compiler_cache()
     limits, store = _check(args), RunStore.open(args.run)
     subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
     epoch = chosen_epochs(store, [args.epoch])[-1]
@@ -174,7 +177,7 @@ def _relative(value: float, exact: float) -> float:
 def _check(args: argparse.Namespace) -> list[int | None]:
     """Return the number of images of each group, None for all."""
     least = {"num_matvecs": 2, "num_probes": 1, "num_pairs": 1, "batch_size": 1, "rounds": 1, "reference_probes": 2,
-             "reference_products": 0}
+             "reference_products": 0, "further_matvecs": 0}
     for name, bound in least.items():
         if getattr(args, name) < bound:
             raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {bound}")
@@ -241,10 +244,14 @@ def _own_lines(ours: dict[str, Any], times: dict[str, Any]) -> list[str]:
     stages = "; ".join(f"{name} {stage['seconds']:.1f} s, {stage['products']} products"
                        for name, stage in ours["stages"].items())
     return [f"ours: {stages} (compiling {ours['stages']['set-up']['compile_seconds']:.1f} s, float64 check "
-            f"{times['float64_seconds']:.1f} s); choice {ours['choice']}",
+            f"{times['float64_seconds']:.1f} s); choice {_short(ours['choice'])}",
             f"  no product: {times['rest_share']:.1%} of the whole, {times['lanczos_rest_share']:.1%} of the Lanczos run; peak "
             f"{ours['peak_bytes'] / timing.MIB:.0f} MiB; {sum(ours['converged'])} of {len(ours['converged'])} pairs converged; "
-            f"trace {ours['trace']:.4g} +- {ours['trace_standard_error']:.2g}; loss {ours['loss']:.3g}"]
+            f"trace {ours['trace']:.4g} +- {ours['trace_standard_error']:.2g} ({ours['trace_method']}); loss {ours['loss']:.3g}"]
+
+
+def _short(choice: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in choice.items() if name != "reasons")
 
 
 def _peer_lines(peer: dict[str, Any]) -> list[str]:
@@ -254,8 +261,8 @@ def _peer_lines(peer: dict[str, Any]) -> list[str]:
     return [f"PyHessian: products of {stages}; run on {'its own products' if peer['products_of'] == 'own' else 'our products'}, "
             "with a stand-in for torch.eig",
             f"  its product takes {ratio['pyhessian']:.2f} gradients, ours {ratio['ours']:.2f}; they differ by "
-            f"{peer['product_gap']:.0e}; its graph holds {peer['held_bytes'] / timing.MIB:.0f} MiB; by its own rules the upper "
-            "error is of the largest |lambda|, the lower one of its density's lowest node"]
+            f"{peer['product_gap']:.0e}; by its own rules the upper error is of the largest |lambda|, the lower one of its "
+            "density's lowest node"]
 
 
 def _last_line(entry: dict[str, Any], found: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ def compile_seconds() -> float:
     except ImportError:
         return 0.0
     return max(calculate_time_spent().values(), default=0.0)
+
+
+def fresh_compiler_cache() -> None:
+    """Let this process compile anew, so that its compile times are those of a first use."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="bench-inductor-")
 
 
 class Memory:
