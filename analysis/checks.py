@@ -90,18 +90,17 @@ def refuse_false_gradient(objective: Objective, theta: Tensor, batch: Batch) -> 
     In float64 where the network allows it. Refused only where the slopes over two steps agree with each other better than with
     the gradient: sharp losses and rounding are no evidence.
     """
-    batch = batch.some(32)
-    objective, theta, batch = _widest(objective, theta, batch)
-    slope = objective.gradient(theta, batch)
-    length = float(slope.norm())
-    direction = slope / max(length, torch.finfo(slope.dtype).tiny)
+    objective, theta, batch = _widest(objective, theta, batch.some(8))
+    gradient = objective.gradient(theta, batch)
+    length = float(gradient.norm())
+    direction = gradient / max(length, torch.finfo(gradient.dtype).tiny)
     eps, step, units = STEPS[theta.dtype]
     step *= max(float(theta.norm()), 1.0)
-    wide, narrow = (_slope(objective, theta, direction, batch, h) for h in (2 * step, step))
-    noise = units * eps * abs(float(objective(theta, batch).detach())) / step
-    if abs(narrow - length) > 1e-2 * length + 2 * abs(wide - narrow) + noise:
+    slope, loss = _slope(objective, theta, direction, batch, step)
+    gap = abs(slope - length) - 1e-2 * length - units * eps * loss / step
+    if gap > 0 and gap > 2 * abs(slope - _slope(objective, theta, direction, batch, 2 * step)[0]):
         raise InputError(f"the gradient is not that of the loss: its length is {length:.4g}, the slope of the loss along it "
-                         f"{narrow:.4g}; a detach or no_grad inside the forward leaves no Hessian")
+                         f"{slope:.4g}; a detach or no_grad inside the forward leaves no Hessian")
 
 
 def refuse_narrow(objective: Objective, theta: Tensor, batch: Batch) -> None:
@@ -121,16 +120,18 @@ def _widest(objective: Objective, theta: Tensor, batch: Batch) -> tuple[Objectiv
     """Return the objective in float64, or as it is where it has no float64 twin."""
     twin = objective.double(), theta.double(), batch.double()
     try:
-        refuse_narrow(*twin)
+        refuse_narrow(*twin[:2], twin[2].some(1))
     except InputError:
         return objective, theta, batch
     return twin
 
 
-def _slope(objective: Objective, theta: Tensor, direction: Tensor, batch: Batch, h: float) -> float:
+def _slope(objective: Objective, theta: Tensor, direction: Tensor, batch: Batch, h: float) -> tuple[float, float]:
+    """Return the slope of the loss along a direction, over a step h to both sides, and the size of the loss there."""
     with torch.no_grad():
         ahead, behind = (objective.sample_losses(theta + sign * h * direction, batch).double() for sign in (1, -1))
-    return float(((ahead - behind) * batch.weights).sum()) / (2 * h)
+    weights = batch.weights.double()
+    return float(((ahead - behind) * weights).sum()) / (2 * h), float(((ahead.abs() + behind.abs()) * weights).sum()) / 2
 
 
 class _Narrowing(TorchDispatchMode):
