@@ -6,20 +6,23 @@ eigenvectors (Golub and Welsch 1969). For random q, E mu_q is the spectral densi
 figures need no torch: everything is derived from a stored `Spectrum`.
 
 Two uncertainties are kept apart. *Quadrature*: for one q, the Gauss-Radau rule with a node at x brackets mu_q(-inf, x)
-(Chebyshev, Markov, Stieltjes; Golub and Meurant 2010). *Probes*: Student's t across independent q, or for a mass the law of
-a uniform vector's weight; one probe gives NaN.
+(Chebyshev, Markov, Stieltjes; Golub and Meurant 2010). *Probes*: the law of uniform vectors, see `analysis.intervals`; one
+probe gives NaN.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal, solve_banded
-from scipy.optimize import brentq
-from scipy.stats import chi2
-from scipy.stats import t as student_t
 
+from analysis.intervals import law_interval, t_interval
 from checkpoints.records import Estimate, Spectrum
+from landscape.errors import InputError
 
+__all__ = ["bandwidth", "density", "density_band", "largest_magnitude", "mass_bracket", "mass_parts", "moments", "negative_mass",
+           "num_steps", "published_bandwidth", "t_interval", "threshold", "tridiagonal_rule"]
+
+SPARE = 1.08    # room for calibration: a bracket without width adds nothing to an interval that holds the truth in just 95 %
 WIDEST = 2.0    # bandwidths: wider, and the density would spread visibly beyond the extreme eigenvalues
 
 
@@ -72,6 +75,11 @@ def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float
     Gaussian widens toward its neighbors, to WIDEST bandwidths at most: Lanczos resolves no more, and an empty stretch between
     two nodes need not be a gap of the spectrum.
     """
+    return np.einsum("rm,rmp->rp", spectrum.weights, _kernels(spectrum, grid, bandwidth, scale))
+
+
+def _kernels(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float | None) -> np.ndarray:
+    """Return each node's Gaussian on the grid, (R, m, P)."""
     def axis(values):
         return values if scale is None else np.arcsinh(values / scale)
 
@@ -81,32 +89,32 @@ def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float
         widths[:, 1:-1] = np.clip(np.nan_to_num(reach), bandwidth, WIDEST * bandwidth)
     nodes = np.nan_to_num(axis(spectrum.nodes))      # a NaN node carries zero weight
     offsets = (axis(grid)[None, None, :] - nodes[:, :, None]) / widths[:, :, None]
-    kernels = np.exp(-0.5 * offsets ** 2) / (widths[:, :, None] * np.sqrt(2 * np.pi))
-    return np.einsum("rm,rmp->rp", spectrum.weights, kernels)
+    return np.exp(-0.5 * offsets ** 2) / (widths[:, :, None] * np.sqrt(2 * np.pi))
 
 
 def density_band(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, level: float = 0.95,
                  scale: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean density over probes and its pointwise t interval, (P,) each; NaN limits with one probe."""
-    samples = density(spectrum, grid, bandwidth, scale)
-    half = t_half_width(samples, level)
-    mean = samples.mean(axis=0)
-    return mean, np.maximum(mean - half, 0.0), mean + half
+    """Return the mean density over probes and its pointwise interval, (P,) each; NaN limits with one probe.
+
+    The band holds the mean of the smoothed rules over all probes, at this number of steps: quadrature is not in it.
+    """
+    kernels = _kernels(spectrum, grid, bandwidth, scale)
+    mean, low, high = law_interval(kernels, spectrum.weights, spectrum.size, level, exact=False)
+    return mean, np.maximum(low, 0.0), high
 
 
-def t_half_width(samples: np.ndarray, level: float) -> np.ndarray:
-    """Return the half width of Student's t interval for the mean over axis 0; NaN where there is one sample."""
-    n = len(samples)
-    if n < 2:
-        return np.full(np.shape(samples)[1:], np.nan)
-    return student_t.ppf(0.5 + level / 2, n - 1) * np.std(samples, axis=0, ddof=1) / np.sqrt(n)
+def moments(spectrum: Spectrum, k: int, level: float = 0.95) -> Estimate:
+    """Return tr H^k / d, k >= 1, with the interval of the probes; k < 2m, up to which Gauss rules are exact.
 
-
-def t_interval(samples: Sequence[float], level: float = 0.95, kind: str = "probes") -> Estimate:
-    """Return the mean of independent samples with Student's t interval."""
-    samples = np.asarray(samples, dtype=float)
-    mean, half = float(samples.mean()), float(t_half_width(samples, level))
-    return Estimate(mean, mean - half, mean + half, level, kind)
+    k = 1 is the mean eigenvalue. NaN limits with one probe.
+    """
+    steps = spectrum.nodes.shape[1]
+    if not 1 <= k < 2 * steps:
+        raise InputError(f"k={k} is out of range: expected 1 <= k <= {2 * steps - 1} for {steps} Lanczos steps")
+    scale = largest_magnitude([spectrum]) or 1.0
+    values = np.nan_to_num(spectrum.nodes / scale) ** k
+    value, low, high = law_interval(values, spectrum.weights, spectrum.size, level, exact=True)
+    return Estimate(float(value) * scale ** k, float(low) * scale ** k, float(high) * scale ** k, level, "probes")
 
 
 def mass_bracket(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[float, float]:
@@ -115,33 +123,28 @@ def mass_bracket(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[float, 
     The Gauss-Radau rule with prescribed node x has weight W_x there; the mass of nodes below x, without and with W_x,
     are the bounds. The width W_x is the quadrature's own uncertainty and shrinks as m grows.
     """
+    return _bracket(alpha, beta, *(part[0] for part in tridiagonal_rule(alpha[None], beta[None])), x)
+
+
+def _bracket(alpha: np.ndarray, beta: np.ndarray, nodes: np.ndarray, weights: np.ndarray, x: float) -> tuple[float, float]:
     length = num_steps(alpha)
-    nodes, weights = _radau_rule(alpha[:length], beta[:length], x)
+    alpha, beta, nodes, weights = alpha[:length], beta[:length], nodes[:length], weights[:length]
+    scale, tail = np.abs(nodes).max(initial=np.finfo(float).tiny), beta[-1]
+    gap = np.abs(nodes - x)
+    if tail <= 1e-14 * scale:       # a breakdown: the rule is the measure itself, its nodes right to rounding
+        return float(weights[nodes < x].sum()), float(weights[nodes <= x].sum())
+    if gap.min() > 1e-14 * scale:
+        nodes, weights = _radau_rule(alpha, beta, x)
     at_x = int(np.argmin(np.abs(nodes - x)))
     below = float(weights[:at_x].sum())
     return below, below + float(weights[at_x])
 
 
 def _radau_rule(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[np.ndarray, np.ndarray]:
-    """Append the row that gives T the eigenvalue x (Golub 1973); after a breakdown the Gauss rule is already exact."""
-    tail = beta[-1]
-    nodes = eigh_tridiagonal(alpha, beta[:-1], eigvals_only=True)
-    scale = np.abs(nodes).max(initial=np.finfo(float).tiny)
-    gap = np.abs(nodes - x).min()
-    if tail <= 1e-14 * scale:
-        return _exact_rule(alpha, beta, x)
-    if gap > 1e-14 * scale:
-        last = x + _last_of_solution(alpha - x, beta[:-1], tail ** 2)
-        alpha, beta = np.append(alpha, last), np.append(beta[:-1], [tail, 0.0])
-    theta, vectors = eigh_tridiagonal(alpha, beta[:len(alpha) - 1])
+    """Append the row that gives T the eigenvalue x (Golub 1973)."""
+    last = x + _last_of_solution(alpha - x, beta[:-1], beta[-1] ** 2)
+    theta, vectors = eigh_tridiagonal(np.append(alpha, last), beta)
     return theta, vectors[0] ** 2
-
-
-def _exact_rule(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[np.ndarray, np.ndarray]:
-    """Insert an empty node at x into a rule that is exact, so that the bracket has zero width."""
-    theta, vectors = eigh_tridiagonal(alpha, beta[:-1])
-    place = int(np.searchsorted(theta, x))
-    return np.insert(theta, place, x), np.insert(vectors[0] ** 2, place, 0.0)
 
 
 def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> float:
@@ -153,36 +156,27 @@ def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> flo
     return float(solve_banded((1, 1), bands, right)[-1])
 
 
+def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tuple[Estimate, Estimate]:
+    """Return the spectral weight below -threshold twice: with its quadrature bracket, and with the interval of its probes.
+
+    The value of both is the mean weight of the Gauss nodes below. The bracket (level 1) is the mean of the probes' own brackets,
+    and narrows with more steps; the other holds the mean over all probes at this number of steps, and narrows with more probes.
+    """
+    rows = zip(spectrum.alphas, spectrum.betas, spectrum.nodes, spectrum.weights)
+    bounds = np.array([_bracket(*row, -threshold) for row in rows])
+    below = np.nan_to_num(spectrum.nodes, nan=np.inf) < -threshold
+    value, *limits = (float(x) for x in law_interval(below.astype(float), spectrum.weights, spectrum.size, level, exact=False))
+    bracket = (float(x) for x in np.clip(bounds.mean(axis=0), 0.0, 1.0))
+    return Estimate(value, *bracket, 1.0, "quadrature"), Estimate(value, *np.clip(limits, 0.0, 1.0).tolist(), level, "probes")
+
+
 def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
-    value is the mean weight of the Gauss nodes below, which each probe's bracket contains. The interval joins both
-    uncertainties: from the lower limit of the mean lower bound to the upper limit of the mean upper bound. threshold >= 0, in
-    units of lambda. NaN limits with one probe.
+    threshold >= 0, in units of lambda. The interval is the quadrature bracket of `mass_parts`, widened on each side by SPARE
+    times what the probes' interval reaches there. NaN limits with one probe.
     """
-    bounds = np.array([mass_bracket(a, b, -threshold) for a, b in zip(spectrum.alphas, spectrum.betas)])
-    low, high = np.clip(bounds.mean(axis=0), 0.0, 1.0)
-    below = np.nan_to_num(spectrum.nodes, nan=np.inf) < -threshold
-    value, freedom = float((spectrum.weights * below).sum(axis=1).mean()), len(bounds) * spectrum.size
-    if len(bounds) < 2:
-        return Estimate(value, np.nan, np.nan, level, "quadrature+probes")
-    low, high = _mass_limit(low, freedom, (1 + level) / 2), 1 - _mass_limit(1 - high, freedom, (1 + level) / 2)
-    return Estimate(value, low, high, level, "quadrature+probes")
-
-
-def _mass_limit(mean: float, freedom: int, level: float) -> float:
-    """Return the smallest fraction p whose probes would show `mean` or more with probability 1 - level.
-
-    A uniform unit vector puts Beta(pd/2, (1-p)d/2) of its weight on a share p of d eigenvectors, whatever the eigenvalues.
-    The mean over R probes is p chi2(nu) / nu with nu = R d p / (1 - p), by its first two moments. Student's t would be too
-    narrow for the few negative directions that matter here, since their weight is skewed. freedom = R d.
-    """
-    def excess(p: float) -> float:
-        nu = freedom * p / (1 - p)
-        return chi2.cdf(nu * mean / p, nu) - level
-
-    lowest = 1e-3 / freedom
-    highest = min(mean, 1 - 1e-12)
-    if mean <= lowest or excess(lowest) < 0:
-        return 0.0
-    return float(brentq(excess, lowest, highest)) if excess(highest) < 0 else float(mean)
+    bracket, probes = mass_parts(spectrum, threshold, level)
+    low = bracket.low - SPARE * (probes.value - probes.low)
+    high = bracket.high + SPARE * (probes.high - probes.value)
+    return Estimate(bracket.value, max(low, 0.0), min(high, 1.0), level, "quadrature+probes")

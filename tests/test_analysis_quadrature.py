@@ -5,9 +5,11 @@ from scipy.integrate import trapezoid
 
 from analysis import lanczos
 from analysis.lanczos import krylov
-from analysis.quadrature import (bandwidth, density, density_band, mass_bracket, negative_mass, published_bandwidth, t_interval,
-                                 threshold, tridiagonal_rule)
+from analysis.quadrature import (bandwidth, density, density_band, mass_bracket, mass_parts, moments, negative_mass,
+                                 published_bandwidth, t_interval, threshold, tridiagonal_rule)
 from analysis.spectrum import spectral_density
+from checkpoints.records import Spectrum
+from landscape.errors import InputError
 
 
 def rule(name="outliers", num_matvecs=20, num_probes=4, seed=0):
@@ -95,6 +97,25 @@ def test_one_probe_has_no_interval_instead_of_a_zero_one():
     estimate = negative_mass(rule(num_probes=1), 0.1)
     assert np.isfinite(estimate.value) and np.isnan(estimate.low) and np.isnan(estimate.high)
     assert np.isnan(t_interval([1.0]).low)
+
+
+def test_moments_are_those_of_the_rules_and_scale_with_the_loss():
+    spectrum = rule()
+    small = Spectrum(spectrum.size, spectrum.nodes * 1e-8, spectrum.weights, spectrum.alphas * 1e-8, spectrum.betas * 1e-8, 0.0)
+    for k in (1, 4):
+        big, little = moments(spectrum, k), moments(small, k)
+        assert big.value == pytest.approx((spectrum.weights * spectrum.nodes ** k).sum(axis=1).mean(), rel=1e-12)
+        assert (little.low, little.high) == pytest.approx((big.low * 1e-8 ** k, big.high * 1e-8 ** k), rel=1e-9)
+    assert np.isnan(moments(rule(num_probes=1), 2).low)
+    with pytest.raises(InputError, match="k=40"):
+        moments(spectrum, 40)
+
+
+def test_the_parts_of_a_negative_mass_add_up():
+    bracket, probes = mass_parts(rule(), 0.1)
+    both = negative_mass(rule(), 0.1)
+    assert bracket.value == probes.value == both.value and (bracket.kind, probes.kind) == ("quadrature", "probes")
+    assert both.high - bracket.high == pytest.approx(1.08 * (probes.high - probes.value), rel=1e-12)
 
 
 def test_t_interval_is_the_textbook_one():
