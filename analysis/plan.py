@@ -18,7 +18,7 @@ from landscape.errors import InputError
 SHARE = 0.5     # of the free memory: vectors, bases and other processes need the rest
 # Samples at once. On a CPU a microbatch should stay in the cache; a GPU is to be filled.
 SAMPLES = {"cpu": 64, "cuda": 1024}
-COMPILING = 0.03            # seconds for each operation of a graph, on two cores
+COMPILING = 0.04            # seconds for each operation of a graph, on two cores
 GAIN = 0.15                 # of the time of a product, that compiling saves at least
 # Another engine has to be so many times faster, and a product to take so many seconds, before timing overrules the order of
 # preference: a choice that noise can turn would not be the same twice.

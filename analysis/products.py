@@ -4,7 +4,7 @@ Every engine takes an objective and theta and returns a function that prepares a
 to rows HV (k, d).
 
     linearized            jvp(grad f) traced once, split at what depends on v, the rest kept: the fastest
-    linearized-compiled   the same graphs through TorchInductor: minutes to prepare, for long runs
+    linearized-compiled   its linear part through TorchInductor: a minute or two to prepare, for long runs
     jvp                   forward over reverse, evaluated anew for each vector (Pearlmutter 1994)
     reverse               reverse over reverse on the module itself: custom autograd functions, checkpointing
     differences           central differences of the gradient: inexact, never chosen on its own
@@ -102,7 +102,7 @@ def linearized(objective: Objective, theta: Tensor, traces: dict, block: bool = 
 
 
 def linearized_compiled(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
-    """Keep what does not depend on v; both parts are compiled, one a shape of batch, and never evaluated eagerly instead."""
+    """The same with the linear part compiled, once a shape of batch, and never evaluated eagerly instead."""
     return Linearized(objective, theta, traces, block, compiled=True)
 
 

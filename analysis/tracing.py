@@ -14,7 +14,7 @@ margins of a loss for one, stay as they are: nothing can overwrite them, since a
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -43,7 +43,7 @@ class Split:
 
     primal: Callable[..., list[Tensor]]     # (theta, *tensors) -> residuals, and the losses last
     tangent: Callable[..., Tensor]          # (v, *residuals) -> Hv
-    num_nodes: int = 0                      # of both graphs
+    num_nodes: int = 0                      # of the tangent
 
 
 def trace_split(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
@@ -89,7 +89,7 @@ def _same_as(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
         return node.args[0]
     if node.target is aten.expand.default and _like(node, node.args[0]):
         return node.args[0]
-    if node.target is aten.copy.default and _like(node, node.args[1]):
+    if node.target is aten.copy.default and _holds_the_same(node, node.args[1]):
         return node.args[1]
     if node.target is aten.add.Tensor and not node.kwargs:
         for zero, other in (node.args, node.args[::-1]):
@@ -114,6 +114,14 @@ def _like(a: fx.Node, b: fx.Node) -> bool:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return False
     return (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+
+
+def _holds_the_same(copy: fx.Node, source: fx.Node) -> bool:
+    """Tell whether a copy has its source's values and nobody looks at how it lies in memory; vmap has no rule for a copy."""
+    a, b = copy.meta.get("val"), source.meta.get("val")
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return _like(copy, source) or not any("as_strided" in str(user.target) for user in copy.users)
 
 
 def _merge_repeated(graph: fx.Graph) -> None:
@@ -158,8 +166,7 @@ def _split(traced: fx.GraphModule) -> Split:
     tangent.output(outside[result])
     for part in (primal, tangent):
         part.eliminate_dead_code()
-    size = len(primal.nodes) + len(tangent.nodes)
-    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent), size)
+    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent), len(tangent.nodes))
 
 
 def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:
@@ -176,11 +183,10 @@ def _first_line(error: Exception) -> str:
 
 
 def compiled(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
-    """Compile both graphs of a traced product, constants being inputs. Raises TracingError where TorchInductor cannot."""
+    """Compile the part that every product evaluates, constants being inputs. Raises TracingError where TorchInductor cannot."""
     with torch.no_grad():
         *residuals, _ = split.primal(theta, *tensors)
-        return Split(*(_compiled(graph, inputs) for graph, inputs in
-                       ((split.primal, [theta, *tensors]), (split.tangent, [v, *residuals]))))
+        return replace(split, tangent=_compiled(split.tangent, [v, *residuals]))
 
 
 def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
