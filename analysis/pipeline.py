@@ -28,15 +28,17 @@ from analysis.replay import Remembered, note, noted
 from analysis.saddle import extreme_ratio
 from analysis.second_opinion import pyhessian_numbers
 from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group, surface_name
-from analysis.spectrum import estimate_trace, spectral_density
+from analysis.spectrum import spectral_density
 from analysis.subject import Batches, Subject, group_batches, surface_batches
 from analysis.surface import loss_surface
+from analysis.trace import TraceEstimate, measure_trace
 from checkpoints.errors import RecordError
 from checkpoints.journal import Journal
 from checkpoints.provenance import provenance
-from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum, Surface
+from checkpoints.records import Curvature, EigenPairs, Spectrum, Surface
 from checkpoints.store import RunStore
 from landscape.batchnorm import evaluation_mode
+from landscape.errors import InputError
 
 Counter = Callable[[int], None]
 OPERATORS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
@@ -52,6 +54,8 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     on the same images.
     """
     subject.groups.select(group)
+    if verify == "pyhessian" and stored_group(group, settings) != group:
+        raise InputError("verify='pyhessian' knows the Hessian over all parameters alone: leave out params and operator")
     subject.load(epoch)
     inputs = _inputs(subject, settings, group=group)
     known = _known(subject.store, "curvature", inputs, overwrite, epoch=epoch, group=stored_group(group, settings))
@@ -86,24 +90,31 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
         note(journal, operator.choice)
     with Remembered(operator, journal) as products:
         spectrum, pairs, trace = _decompose(products, settings, progress)
-    made_from = provenance(inputs=inputs, **_how(products), seconds=time.perf_counter() - started + products.seconds)
+    made_from = provenance(inputs=inputs, **_how(products), trace=_trace_facts(trace),
+                           seconds=time.perf_counter() - started + products.seconds)
     cutoff = threshold([spectrum])
     return Curvature(epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
                      _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
-                     float(operator.gradient().norm()), spectrum, pairs, trace, negative_mass(spectrum, cutoff), cutoff,
+                     float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
                      extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from)
 
 
+def _trace_facts(trace: TraceEstimate) -> dict[str, Any]:
+    return {"method": trace.method, "num_matvecs": trace.num_matvecs, "reached": trace.reached}
+
+
 def _decompose(operator: LinearOperator, settings: SpectrumSettings,
-               progress: Counter | None) -> tuple[Spectrum, EigenPairs, Estimate]:
+               progress: Counter | None) -> tuple[Spectrum, EigenPairs, TraceEstimate]:
     """Return density, extreme pairs and trace: one Krylov run for the first two, probes of its own for the trace."""
     generator = torch.Generator().manual_seed(settings.seed)
     space = krylov(operator, num_matvecs=min(settings.num_matvecs, operator.size), num_probes=settings.num_probes,
                    generator=generator, num_ritz=2 * settings.num_pairs, progress=progress)
     pairs = extreme_eigenpairs(space, min(settings.num_pairs, operator.size // 2), tol=settings.tol,
                                max_matvecs=settings.max_matvecs, generator=generator, progress=progress)
-    wanted = {"num_probes": settings.trace_probes} if settings.trace_error is None else {"rel_error": settings.trace_error}
-    trace = estimate_trace(operator, **wanted, generator=generator, deflate=pairs, progress=progress)
+    wanted = {"num_probes": settings.trace_probes}
+    if settings.trace_error is not None:
+        wanted = {"rel_error": settings.trace_error, "max_matvecs": settings.trace_products}
+    trace = measure_trace(operator, **wanted, generator=generator, deflate=pairs, progress=progress)
     return spectral_density(space), pairs, trace
 
 

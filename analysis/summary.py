@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.quadrature import negative_mass, t_interval, threshold
-from checkpoints.comparison import Comparison, Member, check_same_object
+from checkpoints.comparison import Comparison, Member, check_same_object, classes_of
 from checkpoints.errors import RecordError
 from checkpoints.records import Curvature, Estimate
 
@@ -113,7 +113,7 @@ def accuracy_over_epochs(runs: Comparison, opt: str, group: str, level: float = 
 
     Runs of one optimizer that were evaluated at different epochs are an error: the mean would jump with its members.
     """
-    column, members = f"test_accuracy/{group}", runs.members[opt]
+    column, members = f"test_accuracy/{classes_of(group)}", runs.members[opt]
     series = [_series(member, column) for member in members]
     for member, other in zip(members[1:], series[1:]):
         if not other.index.equals(series[0].index):
@@ -259,7 +259,7 @@ def _accuracies(member: Member, epoch: int | None, groups: Sequence[str]) -> dic
         raise RecordError(f"epoch={epoch} was not evaluated in {member.name}: expected one of "
                           + ", ".join(str(known) for known in rows.index))
     row = rows.loc[epoch].dropna().rename(lambda name: name.partition("/")[2])
-    return {"epoch": epoch} | {group: float(row[group]) for group in groups if group in row}
+    return {"epoch": epoch} | {group: float(row[classes_of(group)]) for group in groups if classes_of(group) in row}
 
 
 def _plain(value: Any) -> Any:

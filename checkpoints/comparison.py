@@ -105,7 +105,8 @@ class Comparison:
 
     def absent(self, group: str) -> bool:
         """Return whether the runs were evaluated and no class of the data falls into `group`."""
-        return all(_evaluated(member) and f"test_accuracy/{group}" not in _filled(member) for member in self.everyone)
+        column = f"test_accuracy/{classes_of(group)}"
+        return all(_evaluated(member) and column not in _filled(member) for member in self.everyone)
 
     def present(self, groups: Sequence[str]) -> tuple[str, ...]:
         """Return the groups that are not absent; none left is an error."""
@@ -157,6 +158,11 @@ class Comparison:
     def _epochs_of(member: Member, groups: Sequence[str]) -> list[int]:
         epochs = {epoch for epoch, _ in member.curvatures}
         return [epoch for epoch in epochs if all((epoch, group) in member.curvatures for group in groups)]
+
+
+def classes_of(group: str) -> str:
+    """Return the class group of a spectrum: "tail" of "tail@layer1", a block of parameters."""
+    return group.partition("@")[0]
 
 
 def compare(runs: Iterable[Any]) -> Comparison:
@@ -216,7 +222,7 @@ def _object(record: Curvature) -> dict[str, Any]:
     inputs = record.provenance.get("inputs", {})
     settings = inputs.get("settings", {})
     return {"data": inputs.get("data"), "classes": inputs.get("classes"), "split": settings.get("split"),
-            "loss": settings.get("loss"),
+            "loss": settings.get("loss"), "operator": settings.get("operator", "hessian"), "params": settings.get("params"),
             "num_samples": record.num_samples}   # extremes of subsets are biased outward, so n must agree
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
-from checkpoints.comparison import Comparison
+from checkpoints.comparison import Comparison, classes_of
 from checkpoints.errors import RecordError
 from checkpoints.records import Curvature
 
@@ -50,6 +50,7 @@ OPTIMIZERS = {
 }
 SPARE_COLORS = ("#CC79A7", "#56B4E9", "#D55E00")   # of the same palette, for optimizers not named above
 GROUP_LINES = {"head": "--", "tail": "-", "all": ":", "many": "--", "medium": "-.", "few": "-"}
+BLOCK_LINE = (0, (3, 1, 1, 1, 1, 1))
 RC = {
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],   # matplotlib's own: the same on every machine
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
@@ -82,18 +83,19 @@ def look(opt: str) -> Look:
 
 
 def group_line(group: str) -> str:
-    """Return the line style of a class group; single classes are dash-dotted."""
-    return GROUP_LINES.get(group, "-.")
+    """Return the line style of a class group; single classes are dash-dotted, blocks of parameters dash-dot-dotted."""
+    return BLOCK_LINE if "@" in group else GROUP_LINES.get(group, "-.")
 
 
 def group_marker(group: str) -> str:
     """Return the marker of a class group."""
-    return {"head": "s", "many": "s", "medium": "D", "all": "P"}.get(group, "o")
+    return {"head": "s", "many": "s", "medium": "D", "all": "P"}.get(classes_of(group), "o")
 
 
 def group_name(group: str) -> str:
-    """Return a group as a reader knows it: "class:3" is "class 3"."""
-    return group.replace(":", " ")
+    """Return a group as a reader knows it: "class:3" is "class 3", "tail@layer1" is "tail, layer1"."""
+    classes, _, block = group.partition("@")
+    return classes.replace(":", " ") + (f", {block.replace('_', ' ').replace('+', ' and ')}" if block else "")
 
 
 def panel_width(columns: int, first: float, each: float) -> float:
@@ -132,6 +134,11 @@ def describe_hessians(records: Sequence[Curvature]) -> str:
     settings = next(iter(found.values())).provenance.get("inputs", {}).get("settings", {})
     parts += ["Hessian over test images"] if settings.get("split") == "test" else []
     parts += ["Hessian of the training loss"] if settings.get("loss") == "training" else []
+    blocks = {group: record.provenance.get("inputs", {}).get("settings", {}) for group, record in found.items()}
+    parts += [f"{group_name(group)}: in the parameters {' '.join(own['params'])}" for group, own in blocks.items()
+              if own.get("params")]
+    parts += [f"{group_name(group)}: Gauss-Newton matrix in place of the Hessian" for group, own in blocks.items()
+              if own.get("operator") == "gauss_newton"]
     return "".join(f", {part}" for part in parts)
 
 

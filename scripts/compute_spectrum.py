@@ -96,12 +96,14 @@ def run(args: argparse.Namespace) -> int:
     """Compute the spectra that are not stored yet and print all of them."""
     from analysis.distributed import init_from_environment, is_main
     with init_from_environment():
+        heard = not (args.quiet or args.json)       # on every process alike: they forecast together
         if not is_main():
             args.quiet, args.json = True, False
-        return _run(args)
+        return _run(args, heard)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, heard: bool) -> int:
+    from analysis.distributed import main_first
     from analysis.settings import Making, SpectrumSettings
     from analysis.subject import Subject
     from checkpoints.store import RunStore
@@ -111,12 +113,15 @@ def _run(args: argparse.Namespace) -> int:
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
     shown, traces = [], {}
     for store, epochs in plans:
-        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
+        with main_first():      # where data are downloaded, once
+            subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
         groups = _groups(subject, args.group)
         _say_plan(args, store, epochs, groups, settings)
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, groups, settings, making).document})
         else:
+            if heard:
+                _forecast(args, subject, epochs, groups, settings, making)
             rows = _compute(args, subject, epochs, groups, settings, making)
             shown += rows
             say(args, "\n".join(_table(rows) if len(rows) >= TABLE_FROM else [line for row in rows for line in _lines(row)]))
@@ -150,8 +155,6 @@ def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list
 
 def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making) -> list[dict]:
     from analysis.pipeline import compute_curvature
-    if not (args.quiet or args.json):
-        _forecast(args, subject, epochs, groups, settings, making)
     rows, each, place = [], settings.products, str(subject.store.path)
     with Progress(each * len(groups) * len(epochs), place, quiet=args.quiet or args.json, unit="product") as bar:
         for epoch, group in ((epoch, group) for epoch in epochs for group in groups):
@@ -191,7 +194,8 @@ def summary(record: Curvature) -> dict:
         "gradient_norm": record.gradient_norm, "engine": record.provenance.get("engine"),
         "choice": record.provenance.get("choice", {}), "engine_reasons": record.provenance.get("engine_reasons", {}),
         "lambda_min": _pair(pairs, 0), "lambda_max": _pair(pairs, -1), "missed_below": _estimate(pairs.missed_below),
-        "trace": _estimate(record.trace), "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
+        "trace": _estimate(record.trace) | record.provenance.get("trace", {}),
+        "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
         "extreme_ratio": _estimate(record.extreme_ratio), "second_opinion": record.second_opinion,
         "num_matvecs": record.provenance.get("num_matvecs"), "seconds": record.provenance.get("seconds")}
 
@@ -221,7 +225,8 @@ def _lines(row: dict) -> list[str]:
     for name in ("trace", "negative_mass", "extreme_ratio"):
         value = row[name]
         limits = f"[{value['low']:.4g}, {value['high']:.4g}]"
-        lines.append(f"  {name:14} {value['value']:.5g} {limits} ({value['kind']}, {value['level']:.0%})")
+        short = "" if value.get("reached", True) else f"; {value['num_matvecs']} products did not reach the error asked for"
+        lines.append(f"  {name:14} {value['value']:.5g} {limits} ({value['kind']}, {value['level']:.0%}{short})")
     lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
     return lines
 
