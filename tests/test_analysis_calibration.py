@@ -7,12 +7,12 @@ from matrices import CALIBRATION, batched_rules, jacobi, matrix, probe_weights, 
 
 from analysis.lanczos import krylov, random_unit
 from analysis.operators import MatrixOperator
-from analysis.quadrature import mass_parts, moments, negative_mass
+from analysis.quadrature import join, mass_parts, moments
 from analysis.trace import measure_trace
 from checkpoints.records import Spectrum
 
 PROBES = 10
-RELATIVE = {"decay": 1e-2}      # thresholds in units of max |lambda|; 1e-3 where not named
+RELATIVE = {"decay": 3e-2}      # thresholds in units of max |lambda|; 1e-3 where not named
 
 
 def trials(name, count, num_matvecs, seed):
@@ -37,13 +37,15 @@ def covers(estimate, truth):
     return estimate.low <= truth <= estimate.high
 
 
-def mass_coverage(name, num_matvecs, count, seed):
+def mass_coverage(name, num_matvecs, count, seed, relative=None):
     """Return how often the probe interval holds its mean, the joined one the truth, and the widest joined to parts."""
-    spectrum, cutoff = CALIBRATION[name], RELATIVE.get(name, 1e-3) * np.abs(CALIBRATION[name]).max()
+    spectrum = CALIBRATION[name]
+    cutoff = (relative or RELATIVE.get(name, 1e-3)) * np.abs(spectrum).max()
     truth, mean = float((spectrum < -cutoff).mean()), mean_gauss_mass(name, num_matvecs, -cutoff, 5 * count)
     held, joined, widest = 0, 0, 0.0
     for study in trials(name, count, num_matvecs, seed):
-        (bracket, probes), both = mass_parts(study, cutoff), negative_mass(study, cutoff)
+        bracket, probes = mass_parts(study, cutoff)
+        both = join(bracket, probes)
         held, joined = held + covers(probes, mean), joined + covers(both, truth)
         width = bracket.high - bracket.low + probes.high - probes.low
         widest = max(widest, (both.high - both.low) / width if width > 0 else 0.0)
@@ -92,22 +94,29 @@ def test_in_a_thousand_trials_mass_intervals_hold_mean_and_truth(name, num_matve
     assert 0.93 <= held <= 0.97 and joined >= 0.95 and widest <= 1.1, (held, joined, widest)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("relative", [1e-3, 1e-2])
+def test_where_nodes_jump_across_the_threshold_the_joined_interval_still_holds_the_truth(relative):
+    held, joined, widest = mass_coverage("decay", 20, 300, 6, relative)
+    assert joined >= 0.95 and widest <= 1.1 and held >= 0.8      # what `mass_parts` says of this case
+
+
 def stopped(name, count, **options):
     spectrum = CALIBRATION[name]
     operator = MatrixOperator(torch.diag(torch.as_tensor(spectrum)))
     found = [measure_trace(operator, max_matvecs=2000, generator=seeded(s), **options) for s in range(count)]
     return (np.mean([covers(e.estimate, spectrum.sum()) for e in found]), np.mean([e.reached for e in found]),
-            np.sqrt(np.mean([(e.estimate.value / spectrum.sum() - 1) ** 2 for e in found])), found)
+            np.sqrt(np.mean([(e.estimate.value / spectrum.sum() - 1) ** 2 for e in found])))
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace", "auto"])
 def test_a_trace_to_a_stated_error_has_that_error_and_its_interval_holds_after_stopping(method):
-    coverage, reached, error, _ = stopped("outliers", 50, method=method, rel_error=0.1)
+    coverage, reached, error = stopped("outliers", 50, method=method, rel_error=0.1)
     assert coverage >= 0.86 and reached == 1 and error <= 0.13
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["outliers", "decay", "few negative", "Marchenko-Pastur"])
-def test_in_many_trials_the_interval_of_a_trace_holds_after_stopping(name):
-    coverage, reached, error, _ = stopped(name, 500)
+@pytest.mark.parametrize("name, count", [("outliers", 300), ("decay", 100), ("few negative", 1000), ("Marchenko-Pastur", 1000)])
+def test_in_many_trials_the_interval_of_a_trace_holds_after_stopping(name, count):
+    coverage, reached, error = stopped(name, count)
     assert coverage >= 0.93 and reached == 1 and error <= 0.055, (coverage, reached, error)

@@ -6,7 +6,8 @@ from networks import InPlaceResidual, images, losses, make
 
 from analysis.extremes import extreme_eigenpairs
 from analysis.operators import HessianOperator
-from analysis.trace import Hutchinson, XTrace, _Complement, estimate_trace, measure_trace
+from analysis.trace import Hutchinson, _Complement, estimate_trace, measure_trace
+from analysis.xtrace import XTrace
 from landscape.errors import InputError
 
 PLAIN = matrix(SPECTRA["outliers"])
@@ -110,3 +111,9 @@ def test_the_trace_of_a_network_costs_what_it_says():
 def test_bad_arguments_are_named(wrong, said):
     with pytest.raises(InputError, match=said):
         measure_trace(PLAIN, generator=seeded(), **wrong)
+
+
+def test_an_exact_trace_has_an_interval_of_rounding_width():
+    for seed in range(20):
+        found = measure_trace(matrix(SPECTRA["low rank"]), num_probes=15, method="xtrace", generator=seeded(seed)).estimate
+        assert found.low <= SPECTRA["low rank"].sum() <= found.high and found.high - found.low < 1e-10
