@@ -96,6 +96,9 @@ class SurfaceSettings:
         _positive(self, "batch_size", *(["max_samples"] if self.max_samples is not None else []))
         _not_negative(self, "seed")
         _among(self, directions=DIRECTIONS, split=SPLITS, dtype=DTYPES, dims=(1, 2))
+        if "@" in self.group:
+            raise InputError(f"group={self.group!r} is out of range: eigenvectors of a block of parameters are no directions of "
+                             "the whole network; expected a class group")
         if not isinstance(self.points, int) or self.points < 3 or self.points % 2 == 0:
             raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the "
                              "checkpoint is on the grid")

@@ -247,8 +247,7 @@ def _table(rows: list[dict]) -> list[str]:
         used = f"{row['num_samples']} / {row['num_available']}"
         lines.append(f"{row['epoch']:5} {row['group']:16} {used:>11} {row['loss']:9.4g} {low:>22} {high:>22} "
                      f"{row['trace']['value']:11.4g} {row['negative_mass']['value']:13.3g}")
-    engines = dict.fromkeys(_engine(row) for row in rows)
-    return [*lines, f"+- is the residual; engine {' | '.join(engines)}"]
+    return [*lines, f"+- is the residual; engine {', '.join(sorted({row['engine'] for row in rows}))}, why: --json"]
 
 
 def _groups(subject, wanted: list[str]) -> list[str]:

@@ -44,6 +44,8 @@ DIGITS = {
 }
 PRESETS = {"digits": DIGITS}
 PLACE = ("name", "epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
+# A study compares whole Hessians: blocks of parameters and other operators are for `landscape spectrum`.
+WHOLE_SPECTRA = tuple(f.name for f in fields(SpectrumSettings) if f.name not in ("params", "operator"))
 FORMATS = ("png", "pdf", "svg")
 GROUPS = re.compile(r"all|head|tail|many|medium|few|class:\d+")
 
@@ -122,7 +124,7 @@ class Study:
     def _check(self) -> None:
         for name in (self.name, *self.methods):
             check_name(name)
-        _known("[spectrum]", self.spectrum, [f.name for f in fields(SpectrumSettings)] + ["epochs", "groups"])
+        _known("[spectrum]", self.spectrum, [*WHOLE_SPECTRA, "epochs", "groups"])
         for entry in self.surfaces:
             _known("[[surfaces]]", entry, [f.name for f in fields(SurfaceSettings)] + ["name", "epoch", "seeds"])
             _lists("[[surfaces]]", entry, seeds=int)

@@ -279,6 +279,7 @@ def test_a_block_is_stored_under_the_words_of_its_patterns(patterns, name):
     (SpectrumSettings, dict(operator="fisher"), "hessian, gauss_newton"), (Making, dict(microbatch=0), "microbatch=0"),
     (SpectrumSettings, dict(num_probes=0), "num_probes=0"), (SpectrumSettings, dict(tol=0), "tol=0"),
     (SpectrumSettings, dict(split="dev"), "train, test"), (SurfaceSettings, dict(points=4), "odd"),
+    (SurfaceSettings, dict(group="tail@fc"), "no directions"),
     (SurfaceSettings, dict(dims=3), "dims=3"), (SurfaceSettings, dict(span=-1), "span=-1")])
 def test_bad_settings_are_named_with_their_range(kind, change, word):
     with pytest.raises(InputError, match=word):

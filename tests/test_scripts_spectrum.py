@@ -149,8 +149,8 @@ def test_two_processes_store_what_one_does(run, tmp_path):
     alone, shared = (shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("spectra")) for name in ("one", "two"))
     assert landscape("spectrum", alone, *words, "--quiet") == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "scripts.cli"]
-    done = subprocess.run([*torchrun, "spectrum", str(shared), *words, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([*torchrun, "spectrum", str(shared), *words, "--json"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["spectra"]) == 1
     ours, theirs = (RunStore.open(path).read("curvature", epoch=2, group="tail") for path in (alone, shared))

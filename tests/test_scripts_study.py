@@ -163,7 +163,8 @@ def test_the_digits_study_has_four_methods_and_three_seeds():
 @pytest.mark.parametrize("change, word", [
     (dict(sedes=[1]), "'sedes': did you mean seeds"), (dict(seeds=[-1]), "seeds="), (dict(workers=-2), "workers=-2"),
     (dict(train={"epoch": 3}), "'epoch' is unknown: did you mean epochs"), (dict(methods={}), "needs methods"),
-    (dict(spectrum={"num_probs": 3}), "did you mean num_probes"), (dict(spectrum={"num_probes": 0}), "num_probes=0"),
+    (dict(spectrum={"num_probs": 3}), "did you mean num_probes"),
+    (dict(spectrum={"params": ["fc.*"]}), "'params'"), (dict(spectrum={"num_probes": 0}), "num_probes=0"),
     (dict(surfaces=[{"points": 4}]), "points=4"), (dict(figures={"names": ["spectrum"]}), "did you mean spectra"),
     (dict(seeds=0), "seeds=0"), (dict(spectrum={"epochs": 2}), "epochs=2 .*list of int"),
     (dict(spectrum={"groups": ["tial"]}), "tial"),
