@@ -142,6 +142,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(run, capsys, words, word):
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_two_processes_store_what_one_does(run, tmp_path):
     """Eigenvalues agree to their residuals; the first process alone prints."""
     words = ["--group", "tail", "--epoch", "2", "--num_probes", "2", "--num_matvecs", "15", "--num_pairs", "2", "--tol", "1e-5",
