@@ -206,7 +206,7 @@ class Hutchinson:
         return int(min(np.ceil(SAFETY * self.count * _excess(self, rel_error)), 1e9))
 
     def xtrace_forecast(self) -> int:
-        """Return about how many products XTrace would take to 5 %: 6 for each eigenvalue that matters, at most two for each of all.
+        """Return about how many products XTrace would take to 5 %: 6 for each eigenvalue that matters, 2 for each of all at most.
 
         With it the choice fell on the cheaper method on six spectra of 100 eigenvalues, with and without known pairs.
         """
