@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.lanczos import Krylov, Ritz, dots, gram, krylov, random_unit
+from analysis.lanczos import Krylov, Ritz, dots, finite, gram, krylov, random_unit
 from analysis.operators import Deflated, LinearOperator
 from checkpoints.records import EigenPairs, Estimate
 from landscape.errors import InputError
@@ -166,7 +166,7 @@ class _Space:
         self.num_matvecs += len(W)
         if self.progress:
             self.progress(len(W))
-        return self.operator.matmat(W)
+        return finite(self.operator.matmat(W))
 
 
 def _converge(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int) -> None:

@@ -97,7 +97,7 @@ class _State:
     def advance(self, operator: LinearOperator) -> None:
         """Take one step of every recurrence."""
         j = self.step
-        W = operator.matmat(self.basis[:, j].to(operator.device)).to(self.basis.device)
+        W = finite(operator.matmat(self.basis[:, j].to(operator.device))).to(self.basis.device)
         alpha = dots(self.basis[:, j], W)
         W = project_out(self.basis[:, :j + 1], W)
         beta = dots(W, W).sqrt()
@@ -145,6 +145,14 @@ class _State:
     def _loss_of(self, row: int) -> float:
         Q = self.basis[row, :self._length(row)]
         return float((gram(Q, Q) - torch.eye(len(Q), dtype=torch.float64, device=Q.device)).abs().max())
+
+
+def finite(products: Tensor) -> Tensor:
+    """Return products, refusing those that are not finite: a NaN would pass for a breakdown, and so for a full spectrum."""
+    if not torch.isfinite(products).all():
+        raise InputError(f"a product with the operator is not finite in {products.dtype}: use float64, or look for infinite "
+                         "derivatives such as that of sqrt or norm at 0")
+    return products
 
 
 def dots(U: Tensor, V: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from matrices import SPECTRA, matrix, seeded
 
 from analysis import lanczos
+from analysis.extremes import extreme_eigenpairs
 from analysis.lanczos import CHUNK, home, krylov, project_out
 from landscape.errors import InputError
 
@@ -95,3 +96,16 @@ def test_a_basis_that_its_device_has_no_room_for_is_kept_on_the_host(monkeypatch
 def test_bad_numbers_are_named_with_their_range(change, word):
     with pytest.raises(InputError, match=word):
         krylov(matrix(SPECTRA["zero"]), **(dict(num_matvecs=5, num_probes=1, generator=seeded()) | change))
+
+
+@pytest.mark.parametrize("when", [0, 5, 22])
+def test_a_product_that_is_not_finite_is_refused_and_never_taken_for_a_breakdown(when):
+    operator, calls = matrix(SPECTRA["outliers"]), []
+    exact = operator.matmat
+
+    def failing(V):
+        calls.append(0)
+        return exact(V) * (float("nan") if len(calls) > when else 1.0)
+    operator.matmat = failing
+    with pytest.raises(InputError, match="not finite in torch.float64"):
+        extreme_eigenpairs(krylov(operator, num_matvecs=20, num_probes=2, generator=seeded()), 4, tol=1e-14, generator=seeded())
