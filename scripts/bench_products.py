@@ -28,7 +28,7 @@ import torch
 
 from analysis.products import ENGINES
 from landscape.errors import InputError
-from landscape.models import ARCHITECTURES
+from landscape.models import ARCHITECTURES, build_model
 from scripts import bench_contestants as contestants
 from scripts import bench_timing as timing
 from scripts.bench_contestants import WRONG, Built, Entry, Options, Problem
@@ -91,12 +91,13 @@ def _plan(args: argparse.Namespace, device: torch.device) -> tuple[Options, list
             raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {least}")
     engines = ["auto", *ENGINES] if args.engines is None else args.engines
     contestants.check_engines(engines)
+    build_model(args.arch, 100, 3, 32)      # a mistake before the notes
     peers = [name for name in args.peers if find_spec(contestants.PEERS[name])]
-    for name in sorted(set(args.peers) - set(peers)):
-        _note(f"{name} is not installed and left out: pip install -e .[bench]")
     entries = contestants.entries(engines, peers, args.block)
     if not entries:
         raise InputError("engines and peers are both empty: expected at least one contestant")
+    for name in sorted(set(args.peers) - set(peers)):
+        _note(f"{name} is not installed and left out: pip install -e .[bench]")
     return Options(args.arch, args.images, args.data_dir, str(device), args.block, args.expected_matvecs), entries
 
 
