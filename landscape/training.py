@@ -30,6 +30,7 @@ from landscape.groups import ClassGroups
 from landscape.losses import build_loss, drw_weights, needs_cosine_head
 from landscape.models import build_model
 from landscape.optimizers import Closure, GroupSAM, build_optimizer
+from landscape.partial_epoch import PartialEpoch
 from landscape.schedules import learning_rate
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
 
@@ -60,32 +61,41 @@ class TrainResult:
     metrics: list[dict[str, float]]  # the rows of the epochs that this call ran; earlier ones are the recorder's
     epochs_done: int                 # over all calls; an epoch cut short by max_steps counts
     config: TrainConfig              # with the defaults that depend on the data filled in
+    stopped: bool = False            # whether `stop` ended it before its last epoch was done
 
 
 def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Module | None = None,
           recorder: Recorder | None = None, progress: Callable[[dict[str, float]], None] | None = None,
-          on_step: Callable[[int], None] | None = None) -> TrainResult:
+          on_step: Callable[[int], None] | None = None, stop: Callable[[], bool] | None = None) -> TrainResult:
     """Train a network; return it with one row of metrics an epoch.
 
     `data` and `model` replace what the configuration names; a model is trained in place. Where the recorder has a point
     to resume from, training goes on behind it. `progress` is called with each epoch's row, `on_step` with 1 after each
-    step. A row holds epoch (the number of epochs done), lr, train_loss (mean over the epoch, at the parameters before
-    each step), head_rho, tail_rho and seconds, and on evaluated epochs what `evaluate` returns. Raises DivergedError,
-    naming epoch and step, where the training loss stops being finite; nothing is recorded of that epoch.
+    step. After each step `stop` is asked, too: once it answers True, the recorder is given a point in the middle of the
+    epoch, from which another call ends in the same bits, and this one returns. A row holds epoch (the number of epochs
+    done), lr, train_loss (mean over the epoch, at the parameters before each step), head_rho, tail_rho and seconds, and
+    on evaluated epochs what `evaluate` returns. Raises DivergedError, naming epoch and step, where the training loss
+    stops being finite; nothing is recorded of that epoch.
     """
     data = training_data(config) if data is None else data
     config = config.resolved(data)
     with _threads(config.threads):
         run = _Run(config, data, model)
-        start, rows = run.resume_from(recorder.resumed() if recorder else None), []
-        if recorder and start == 0 and 0 in config.kept_epochs():
+        point = recorder.resumed() if recorder else None
+        start, rows = run.resume_from(point), []
+        if recorder and point is None and 0 in config.kept_epochs():
             recorder.checkpoint(0, state_arrays(run.model))
         for epoch in range(start, run.num_epochs):
-            rows.append(run.epoch(epoch, on_step or (lambda steps: None)))
+            row = run.epoch(epoch, on_step or (lambda steps: None), stop or (lambda: False))
+            if row is None:
+                if recorder:
+                    recorder.resume(snapshot(run.model, run.optimizer) | run.partial.arrays())
+                return TrainResult(run.model, rows, epoch, config, stopped=True)
+            rows.append(row)
             if recorder:
-                _record(recorder, run, rows[-1])
+                _record(recorder, run, row)
             if progress:
-                progress(rows[-1])
+                progress(row)
     return TrainResult(run.model, rows, max(start, run.num_epochs), config)
 
 
@@ -134,6 +144,7 @@ class _Run:
         self.membership = ClassGroups.head_tail(data.counts, config.eta).membership(self.device)
         self.groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few).with_classes()
         self.sizes = batch_sizes(len(data.train), config.batch_size)
+        self.partial = PartialEpoch()   # steps done in the epoch at hand, before it is begun or after a stop
 
     @property
     def num_epochs(self) -> int:
@@ -143,32 +154,45 @@ class _Run:
 
     def resume_from(self, arrays: Mapping[str, Any] | None) -> int:
         """Continue where `arrays` were taken; return the number of epochs done."""
-        return 0 if arrays is None else restore_snapshot(self.model, self.optimizer, arrays)
+        if arrays is None:
+            return 0
+        self.partial = PartialEpoch.read(arrays, self.device)
+        return restore_snapshot(self.model, self.optimizer, arrays)
 
-    def epoch(self, epoch: int, on_step: Callable[[int], None]) -> dict[str, float]:
-        """Train the epoch with this index, evaluate where it is due, and return the row of metrics."""
+    def epoch(self, epoch: int, on_step: Callable[[int], None], stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Train the epoch with this index, evaluate where it is due, and return the row of metrics; None once stopped."""
         start, lr, radii = time.perf_counter(), learning_rate(self.config, epoch), self.optimizer.radii
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        train_loss = self._train_epoch(epoch, on_step)
+        train_loss = self._train_epoch(epoch, on_step, stop)
+        if train_loss is None:
+            return None
         self.optimizer.end_epoch()
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "head_rho": radii.get("head", radii.get("all")),
-               "tail_rho": radii.get("tail", radii.get("all")), "seconds": time.perf_counter() - start}
+               "tail_rho": radii.get("tail", radii.get("all")), "seconds": self.partial.seconds + time.perf_counter() - start}
+        self.partial = PartialEpoch()
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
             row |= evaluate(self.model, self.data, self.groups)
         return row
 
-    def _train_epoch(self, epoch: int, on_step: Callable[[int], None]) -> float:
+    def _train_epoch(self, epoch: int, on_step: Callable[[int], None], stop: Callable[[], bool]) -> float | None:
         self.model.train()
-        steps = self.config.max_steps
+        start, steps = time.perf_counter(), self.config.max_steps
         sizes = self.sizes if steps is None else self.sizes[:steps - epoch * len(self.sizes)]
         order, augmentation, network = _seeds(self.config.seed, epoch)
         augmentation = augmentation if self.config.augment else None
-        batches, losses = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype), []
+        batches = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype)
+        losses = list(self.partial.losses)
         with _global_seed(network, self.device):
-            for inputs, labels in islice(batches, len(sizes)):
+            self.partial.set_generators(self.device)
+            for inputs, labels in islice(batches, len(losses), len(sizes)):
                 losses.append(self.optimizer.step(self._closure(inputs, labels, epoch)))
                 on_step(1)
+                if stop():
+                    _mean_loss(torch.stack(losses), sizes[:len(losses)], epoch, self.model, self.config)
+                    seconds = self.partial.seconds + time.perf_counter() - start
+                    self.partial = PartialEpoch.of(losses, self.device, seconds)
+                    return None
         return _mean_loss(torch.stack(losses), sizes, epoch, self.model, self.config)
 
     def _closure(self, inputs: Tensor, labels: Tensor, epoch: int) -> Closure:
