@@ -5,16 +5,46 @@ rho * g / ||g|| with one norm over all parameters (Foret et al. 2021, equation 2
 
 - nothing is added to the norm: it is summed in float64, so that a loss multiplied by 1e-30 still gives the same step;
 - g = 0 gives no step, decided on the device, so that nothing waits for it;
-- the way back copies saved parameters, which is exact; subtracting the step again would drift by rounding.
+- the way back copies saved parameters, which is exact.
+
+The released codes differ in two places, which `AscentRule` names: they add 1e-12 (davda54/sam) or 1e-16 (SSE-SAM,
+ImbSAM) to the norm, and SSE-SAM and ImbSAM subtract the step again, which drifts by rounding.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from landscape.errors import InputError
+
 Gradient = dict[Tensor, Tensor]  # parameter -> gradient of the same shape
+RESTORES = ("copy", "subtract")
+
+
+@dataclass(frozen=True)
+class AscentRule:
+    """How a step is scaled and undone: rho * g / (||g|| + norm_epsilon), and back by `restore`."""
+
+    restore: str = "copy"         # "copy" saved parameters, exact; "subtract" the step again, as released
+    norm_epsilon: float = 0.0     # >= 0, in the units of ||g||
+
+    def __post_init__(self):
+        if self.restore not in RESTORES:
+            raise InputError(f"restore={self.restore!r} is unknown: expected one of {', '.join(RESTORES)}")
+        if not 0 <= self.norm_epsilon < float("inf"):
+            raise InputError(f"norm_epsilon={self.norm_epsilon} is out of range: expected a finite number >= 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """A finished step, for `put_back`: the parameters, and their old values or, where it is subtracted, the step."""
+
+    parameters: list[Tensor]
+    kept: list[Tensor]
+    restore: str
 
 
 def norm(gradient: Gradient) -> Tensor:
@@ -23,36 +53,41 @@ def norm(gradient: Gradient) -> Tensor:
 
 
 @torch.no_grad()
-def displace(gradient: Gradient, rho: float) -> Gradient:
-    """Move the parameters by rho * g / ||g|| in place; return their old values, for `put_back`."""
+def displace(gradient: Gradient, rho: float, rule: AscentRule = AscentRule()) -> Move | None:
+    """Move the parameters by rho * g / (||g|| + norm_epsilon) in place; return what `put_back` needs to undo it."""
     if not gradient:
-        return {}
+        return None
     parameters, slopes = list(gradient), list(gradient.values())
-    origin = [torch.clone(p) for p in parameters]
+    origin = [torch.clone(p) for p in parameters] if rule.restore == "copy" else []
     length = norm(gradient)
-    scale = torch.where(length > 0, rho / length, 0.0).to(slopes[0].dtype)  # the fused kernels want one dtype
-    torch._foreach_add_(parameters, torch._foreach_mul(slopes, scale))
+    scale = torch.where(length > 0, rho / (length + rule.norm_epsilon), 0.0)
+    step = torch._foreach_mul(slopes, scale.to(slopes[0].dtype))  # the fused kernels want one dtype
+    torch._foreach_add_(parameters, step)
     # An autocast region around the whole step would otherwise go on using the weights it cast before the move.
     torch.clear_autocast_cache()
-    return dict(zip(parameters, origin))
+    return Move(parameters, origin or list(step), rule.restore)
 
 
 @torch.no_grad()
-def put_back(origin: Gradient) -> None:
-    """Give the parameters the values that `displace` returned, bit by bit."""
-    if origin:
-        torch._foreach_copy_(list(origin), list(origin.values()))
-        torch.clear_autocast_cache()
+def put_back(move: Move | None) -> None:
+    """Undo a step: bit by bit from the saved values, or up to rounding by subtracting it."""
+    if move is None:
+        return
+    if move.restore == "copy":
+        torch._foreach_copy_(move.parameters, move.kept)
+    else:
+        torch._foreach_sub_(move.parameters, move.kept)
+    torch.clear_autocast_cache()
 
 
 @contextmanager
-def displaced(gradient: Gradient, rho: float) -> Iterator[None]:
+def displaced(gradient: Gradient, rho: float, rule: AscentRule = AscentRule()) -> Iterator[None]:
     """Hold the parameters at theta + rho * g / ||g|| for the length of a with block, also if it raises."""
-    origin = displace(gradient, rho)
+    move = displace(gradient, rho, rule)
     try:
         yield
     finally:
-        put_back(origin)
+        put_back(move)
 
 
 def add(*gradients: Gradient) -> Gradient:

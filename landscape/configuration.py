@@ -12,6 +12,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
+from landscape.ascent import RESTORES
 from landscape.data import LongTailData
 from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
@@ -91,6 +92,12 @@ class TrainConfig:
         choices=WEIGHTINGS,
     )
     batchnorm: str = setting("every", "forward passes that move BatchNorm's running statistics", choices=BATCHNORM)
+    restore: str = setting(
+        "copy", "undo an ascent by saved parameters, exact, or subtract it again as released", choices=RESTORES
+    )
+    norm_epsilon: float = setting(
+        0.0, "added to a gradient's norm: 1e-16 in the SSE-SAM and ImbSAM releases", kind=float, low=0
+    )
     epochs: int = setting(200, "passes over the training images", kind=int, low=1)
     batch_size: int = setting(64, "images a step", kind=int, low=1)
     lr: float = setting(0.01, "learning rate", kind=float, low=0)

@@ -9,10 +9,10 @@ SGD is {all: 0}; SAM (Foret et al. 2021) is {all: rho}; ImbSAM (Zhou et al. 2023
 et al. 2025) is {head: head_rho, tail: tail_rho}, and {head: 0, tail: tail_rho} after its switch. Weight decay and
 momentum live in the base optimizer alone.
 
-Differences from the released code: parameters are copied back instead of having the step subtracted; nothing is added
-to the norm; one clean forward serves all groups, so a step takes 2 forwards and 2 backwards (SAM), 2 and 3 (ImbSAM,
-SSE-SAM after the switch), 3 and 4 (SSE-SAM before it) where the SSE-SAM release always takes 4 and 4; a group without a
-sample in the batch adds exactly zero.
+Differences from the released code: unless `restore` and `norm_epsilon` ask for it, parameters are copied back instead of
+having the step subtracted, and nothing is added to the norm; one clean forward serves all groups, so a step takes 2
+forwards and 2 backwards (SAM), 2 and 3 (ImbSAM, SSE-SAM after the switch), 3 and 4 (SSE-SAM before it) where the SSE-SAM
+release always takes 4 and 4; a group without a sample in the batch adds exactly zero.
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape.ascent import Gradient, WeightedMean, add, displaced, hand_over, is_finite
+from landscape.ascent import AscentRule, Gradient, WeightedMean, add, displaced, hand_over, is_finite
 from landscape.batchnorm import running_statistics_held
 from landscape.closures import Closure, Masks, mask_of, read_answer
 from landscape.errors import InputError
@@ -47,15 +47,17 @@ class GroupSAM(Optimizer):
         "double_tail"  the same, with the group "tail" counted twice: ImbSAM since September 2023
         "group_mean"   sum of the group's losses / the group's samples in B: the ImbSAM baseline of the SSE-SAM release
     `batchnorm` says which passes move BatchNorm's running statistics: "every" one, as released, or only the "clean"
-    one. Every pass normalizes with its batch's statistics either way.
+    one. Every pass normalizes with its batch's statistics either way. `restore` and `norm_epsilon`: see AscentRule.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, radii: Mapping[str, float], *,
-                 weighting: str = "batch", batchnorm: str = "every"):
+                 weighting: str = "batch", batchnorm: str = "every", restore: str = "copy",
+                 norm_epsilon: float = 0.0):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.base, self.model = optimizer, model
         self.weighting = _choice("weighting", weighting, WEIGHTINGS)
         self.batchnorm = _choice("batchnorm", batchnorm, BATCHNORM)
+        self.rule = AscentRule(restore, norm_epsilon)
         self.epochs_done = 0
         self._share_with_base()
         self.set_radii(radii)
@@ -80,7 +82,7 @@ class GroupSAM(Optimizer):
         if scaler is not None and not is_finite(*clean):
             ascents, total = [], add(*clean)  # overflow before any ascent: hand it to the scaler, which skips the step
         for group, ascent in zip(moving, ascents):
-            with displaced(ascent, self.radii[group]), self._perturbed_pass():
+            with displaced(ascent, self.radii[group], self.rule), self._perturbed_pass():
                 total = add(total, *self._pass(closures, [[group]], scaler)[1])
         hand_over(self.trained(), total)
         self.base.step() if scaler is None else scaler.step(self.base)
@@ -258,7 +260,8 @@ def build_optimizer(config, model: nn.Module) -> GroupSAM:
     if not trainable:
         raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
     base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return form(base, model, config, weighting=config.weighting, batchnorm=config.batchnorm)
+    switches = ("weighting", "batchnorm", "restore", "norm_epsilon")
+    return form(base, model, config, **{name: getattr(config, name) for name in switches})
 
 
 def _plus(terms: list[Tensor]) -> Tensor:

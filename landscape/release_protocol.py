@@ -8,7 +8,8 @@ For each batch, for the head (n_i = 0) and then the tail (n_i = 1):
 then one update(); and one update_rho() after each epoch. It takes four forwards and four backwards in both stages, so
 `step(closure)`, which gives the same parameters, is the faster way.
 
-Differences from the released class: parameters come back bit by bit; the norm has no additive term; gamma 0 and 1 work;
+Differences from the released class: parameters come back bit by bit, and the norm has no additive term, unless `restore`
+and `norm_epsilon` ask for it; gamma 0 and 1 work;
 a parameter without a gradient is left alone; calls out of order are errors. With batchnorm="clean" the running
 statistics move in the first forward of a batch only.
 """
@@ -17,7 +18,7 @@ from contextlib import ExitStack
 
 import torch
 
-from landscape.ascent import Gradient, add, displace, hand_over, put_back
+from landscape.ascent import Gradient, Move, add, displace, hand_over, put_back
 from landscape.batchnorm import running_statistics_held
 from landscape.errors import InputError
 
@@ -28,35 +29,36 @@ class FourCallProtocol:
     """Mixed into a GroupSAM with a head and a tail radius: it then answers the four calls."""
 
     _sum: Gradient | None = None     # gradients gathered since the last update; None between batches
-    _origin: Gradient | None = None  # parameters to return to; None where they are not displaced
+    _move: Move | None = None        # the ascent to undo
+    _displaced = False               # whether the parameters stand at its end
     _held: ExitStack | None = None   # keeps the running statistics still until the next update
 
     def compute_and_add_epsilon(self, n_i: int) -> None:
         """Move the parameters by rho g / ||g|| along the current gradients: n_i = 0 for the head, 1 for the tail."""
         if n_i not in (0, 1):
             raise InputError(f"n_i={n_i} is out of range: expected 0 for the head or 1 for the tail")
-        if self._origin is not None:
+        if self._displaced:
             raise InputError(
                 "compute_and_add_epsilon() was called twice: call compute_grad_sum_and_restore_p() in between"
             )
-        self._origin = displace(self._take_gradient(), self.radii[GROUPS[n_i]])
+        self._move, self._displaced = displace(self._take_gradient(), self.radii[GROUPS[n_i]], self.rule), True
         if self.batchnorm == "clean" and self._held is None:
             self._held = ExitStack()
             self._held.enter_context(running_statistics_held(self.model))
 
     def compute_grad_sum_and_restore_p(self) -> None:
         """Add the current gradients to the running sum and give the parameters their old values back."""
-        if self._origin is None:
+        if not self._displaced:
             raise InputError(
                 "compute_grad_sum_and_restore_p() has nothing to undo: call compute_and_add_epsilon() first"
             )
-        put_back(self._origin)
-        self._sum, self._origin = add(self._sum or {}, self._take_gradient()), None
+        put_back(self._move)
+        self._sum, self._displaced = add(self._sum or {}, self._take_gradient()), False
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the base optimizer's step with the gathered gradients, and clear them."""
-        if self._sum is None or self._origin is not None:
+        if self._sum is None or self._displaced:
             raise InputError(
                 "update() has no finished gradient: call compute_grad_sum_and_restore_p() for each group first"
             )

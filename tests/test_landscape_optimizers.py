@@ -519,6 +519,8 @@ def config(**changes):
         "weight_decay": WEIGHT_DECAY,
         "weighting": "batch",
         "batchnorm": "clean",
+        "restore": "copy",
+        "norm_epsilon": 0.0,
     }
     return SimpleNamespace(**settings | changes)
 
