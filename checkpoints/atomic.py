@@ -30,8 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush_file(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.filename is None or str(error.filename) == str(temporary)):
+            error.filename = str(path)      # a full disk names no file, and our own name means nothing to a reader
         raise
     _flush_folder(path.parent)
 
@@ -53,6 +55,22 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
         _flush_folder(folder.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line of UTF-8 text, whole or not at all."""
+    content = (line + "\n").encode("utf-8")
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    before = os.fstat(file).st_size
+    try:
+        while content:
+            content = content[os.write(file, content):]
+    except OSError as error:
+        os.ftruncate(file, before)
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(file)
 
 
 def is_temporary(name: str) -> bool:

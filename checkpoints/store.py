@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from checkpoints import run_file
-from checkpoints.atomic import make_folder, remove_leftovers, write_text
+from checkpoints.atomic import append_line, make_folder, remove_leftovers, write_text
 from checkpoints.errors import RecordError
 from checkpoints.fields import to_json
 from checkpoints.journal import Journal
@@ -157,9 +158,9 @@ class RunStore:
         return Journal(self.path / PARTIAL / check_name(name))
 
     def log(self, text: str) -> None:
-        """Append a line to train.log."""
-        with open(self.path / LOG, "a", encoding="utf-8") as file:
-            file.write(text.rstrip("\n") + "\n")
+        """Append a line to train.log, behind the time (UTC)."""
+        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        append_line(self.path / LOG, f"{time}  {' '.join(text.splitlines())}")
 
     def _require_writer(self, name: str) -> None:
         if not self._is_writer:

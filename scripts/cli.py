@@ -2,7 +2,8 @@
 
 A subcommand is a module with NAME, HELP (a literal string), add_arguments(parser) and run(args). Only the module asked
 for is imported, so that `landscape --help` does not wait for torch: its help lines are read from the sources.
-Exit status: 0, or 2 with one line on standard error for bad usage or bad input, 130 after an interrupt.
+Exit status: 0, or 2 with one line on standard error for bad usage or bad input, 130 after an interrupt. Training that
+SIGTERM or SIGUSR1 ends has kept all it did, and counts as 0.
 """
 
 import ast
@@ -31,7 +32,7 @@ COMMANDS = {
 ABOUT = "Loss landscapes and saddle points of networks trained on long-tailed data, class group by class group."
 PACKAGES = ("analysis", "checkpoints", "figures", "landscape", "scripts")
 USERS_ERRNOS = (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
-                errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT)
+                errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.EFBIG, errno.EPERM, errno.EIO)
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 

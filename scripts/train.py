@@ -2,6 +2,7 @@
 
 Every setting of TrainConfig is an option under the name that the literature uses for it. A folder that holds a run of
 the same configuration is continued, or its finished result printed; with another configuration it is refused.
+SIGTERM, SIGUSR1 and Ctrl-C end it after the step at hand, and the same command goes on from there.
 """
 
 import argparse
@@ -19,21 +20,20 @@ import torch
 
 from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
-from landscape.batches import batch_sizes
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
-from landscape.training import build_network, choose_device, train, training_data
+from landscape.training import build_network, choose_device, training_data
 from scripts.forecast import of_training
-from scripts.options import Progress, add_common_arguments, emit_json, say
+from scripts.log_scalars import writer_class
+from scripts.options import add_common_arguments, emit_json, say
 from scripts.train_settings import add_settings, given_settings
+from scripts.train_stored import GROUPS, Stop, tell_stop, train_stored
 
 NAME = "train"
 HELP = "train a network on long-tailed data and store its run"
-
-GROUPS = ("all", "head", "tail", "many", "medium", "few")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run in --out with its stored settings "
         "(a run of the same settings is continued without this, too)",
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="use deterministic operations alone, so that a GPU repeats a run bit by bit"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write each epoch's metrics to RUN/tensorboard, too")
     add_common_arguments(parser, dry_run=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, continue training, or print what a finished run has reached."""
     config = _config(args)
+    if args.tensorboard:
+        writer_class()      # say what is missing before anything is loaded
     data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
     config = config.resolved(data)
     for note in data.notes:
@@ -71,14 +77,14 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
     path = args.out or Path("runs") / slug(config)
-    store = RunStore.create(path, config.identity(), provenance=origin(config, data))
+    store = RunStore.create(path, config.identity(), provenance=origin(config, data, deterministic=args.deterministic))
     check_origin(store, config, data)
     if "imported" in store.provenance:
         raise InputError(f"{path} holds weights imported from elsewhere, which are not trained on: choose another --out")
     if store.finished:
         say(args, f"{path}: finished before; nothing to train")
-    else:
-        _train(args, config, data, store)
+    elif stop := train_stored(args, config, data, store):
+        return _stopped(args, store, stop)
     return _report(args, store)
 
 
@@ -142,42 +148,11 @@ def origin(config: TrainConfig, data: LongTailData, **more: Any) -> dict[str, An
     )
 
 
-def _train(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore) -> None:
-    with store.writer():
-        recorder = store.recorder()
-        point = recorder.resumed()
-        done = int(point["epochs_done"]) if point else 0
-        for line in (
-            f"run {store.path}",
-            *(f"  {name} = {value}" for name, value in config.as_dict().items()),
-            *([f"continuing after epoch {done}"] if done else []),
-        ):
-            say(args, line)
-
-        def progress(row: dict[str, float]) -> None:
-            line = _row_line(row, config.epochs)
-            store.log(line)
-            if any(name.startswith("test_") for name in row) and not (args.quiet or args.json):
-                from tqdm import tqdm
-
-                tqdm.write(line)  # prints above the bar, where there is one
-
-        steps = _num_steps(config, data)
-        with Progress(steps, "training", quiet=args.quiet or args.json) as bar:
-            bar.update(min(done * len(batch_sizes(len(data.train), config.batch_size)), steps))
-            train(config, data=data, recorder=recorder, progress=progress, on_step=bar.update)
-        store.mark_finished()
-
-
-def _num_steps(config: TrainConfig, data: LongTailData) -> int:
-    steps = config.epochs * len(batch_sizes(len(data.train), config.batch_size))
-    return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def _row_line(row: dict[str, float], epochs: int) -> str:
-    parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"train loss {row['train_loss']:.4f}"]
-    parts += [f"{group} {row[f'test_accuracy/{group}']:.1%}" for group in GROUPS if f"test_accuracy/{group}" in row]
-    return "  ".join(parts)
+def _stopped(args: argparse.Namespace, store: RunStore, stop: Stop) -> int:
+    tell_stop(args, store, stop)
+    emit_json(args, {"run": store.path, "finished": False, "config": store.config, "epochs": store.epochs,
+                     "stopped_by": stop.signal, "epochs_done": stop.epochs, "steps_done_in_epoch": stop.steps})
+    return stop.status
 
 
 def _report(args: argparse.Namespace, store: RunStore) -> int:

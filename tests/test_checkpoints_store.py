@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,8 @@ def test_finished_is_seen_by_other_processes(store):
 def test_the_log_is_appended(store):
     store.log("one")
     store.log("two\n")
-    assert (store.path / "train.log").read_text() == "one\ntwo\n"
+    times, texts = zip(*(line.split("  ") for line in (store.path / "train.log").read_text().splitlines()))
+    assert texts == ("one", "two") and all(datetime.fromisoformat(time).tzinfo for time in times)
 
 
 def test_the_figures_folder_is_made_on_first_use(store):

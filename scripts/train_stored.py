@@ -1,0 +1,136 @@
+"""Train a stored run from where it stands: its log, its progress, and what happens when it is asked to end."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+
+import torch
+
+from checkpoints.store import RunStore
+from landscape.batches import batch_sizes
+from landscape.configuration import NOT_IDENTITY, TrainConfig
+from landscape.data import LongTailData
+from landscape.determinism import deterministic
+from landscape.partial_epoch import steps_into_epoch
+from landscape.training import choose_device, train
+from scripts.interruptions import Interruption, shared_by_processes
+from scripts.log_scalars import Scalars
+from scripts.options import Progress, say
+
+GROUPS = ("all", "head", "tail", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a training was asked to end."""
+
+    signal: str
+    status: int     # with which to exit
+    epochs: int     # done
+    steps: int      # done in the next epoch
+    text: str       # the same in words
+
+
+def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore) -> Stop | None:
+    """Train to the end and mark the run as finished, or until a signal comes and say where that was."""
+    quiet, steps = args.quiet or args.json, len(batch_sizes(len(data.train), config.batch_size))
+    with store.writer(), Interruption(quiet=quiet) as asked, _ended_in_log(store), deterministic(args.deterministic):
+        recorder = store.recorder()
+        point = recorder.resumed()
+        done = (int(point["epochs_done"]) if point else 0, steps_into_epoch(point))
+        _begin(args, config, data, store, f"after {_position(config, *done, steps)}" if any(done) else "")
+        total = _num_steps(config, steps)
+        with _scalars(args, store) as scalars, Progress(total, "training", quiet=quiet) as bar:
+            bar.update(min(done[0] * steps + done[1], total))
+
+            def progress(row: dict[str, float]) -> None:
+                _tell(row, config, store, quiet)
+                if scalars:
+                    scalars.row(row)
+
+            result = train(config, data=data, recorder=recorder, progress=progress, on_step=bar.update,
+                           stop=shared_by_processes(asked))
+        if not result.stopped:
+            store.mark_finished()
+            store.log("finished")
+            return None
+        inside = bar.done - result.epochs_done * steps
+        text = f"stopped by {asked.name} after {_position(config, result.epochs_done, inside, steps)}"
+        store.log(text)
+        return Stop(asked.name, asked.status, result.epochs_done, inside, text)
+
+
+def tell_stop(args: argparse.Namespace, store: RunStore, stop: Stop) -> None:
+    """Say how to go on, whatever else is silent."""
+    print(f"{store.path}: {stop.text}, nothing is lost; go on with: {_command(args, store)}", file=sys.stderr)
+
+
+def _command(args: argparse.Namespace, store: RunStore) -> str:
+    """Return the words that continue a run: its settings are stored, where it is computed is not."""
+    words = ["landscape", "train", "--resume", "--out", str(store.path)]
+    for name in ("data_dir", "gpu", "deterministic", "tensorboard", *NOT_IDENTITY):
+        value = getattr(args, name, None)
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _begin(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore, position: str) -> None:
+    """Print the settings, and say on the log who begins or goes on, and with what."""
+    notes = list(data.notes)
+    if position and store.provenance.get("deterministic", False) != args.deterministic:
+        notes.append(f"begun {'without' if args.deterministic else 'with'} --deterministic, "
+                     f"continued {'with' if args.deterministic else 'without'} it")
+        say(args, f"note: {notes[-1]}")
+    for line in (f"run {store.path}", *(f"  {name} = {value}" for name, value in config.as_dict().items()),
+                 *([f"continuing {position}"] if position else [])):
+        say(args, line)
+    store.log(f"{f'continued {position}' if position else 'started'} by process {os.getpid()} on "
+              f"{choose_device(config.device)}, torch {torch.__version__}: {store.origin.get('command', '')}")
+    for note in notes:
+        store.log(f"note: {note}")
+
+
+def _position(config: TrainConfig, epochs: int, inside: int, steps: int) -> str:
+    step = f" and {inside} of {steps} steps" if inside else ""
+    return f"{epochs} of {config.epochs} epochs{step}"
+
+
+def _tell(row: dict[str, float], config: TrainConfig, store: RunStore, quiet: bool) -> None:
+    line = _row_line(row, config.epochs)
+    store.log(line)
+    if not quiet and any(name.startswith("test_") for name in row):
+        from tqdm import tqdm
+
+        tqdm.write(line)  # prints above the bar, where there is one
+
+
+def _row_line(row: dict[str, float], epochs: int) -> str:
+    parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"train loss {row['train_loss']:.4f}"]
+    parts += [f"{group} {row[f'test_accuracy/{group}']:.1%}" for group in GROUPS if f"test_accuracy/{group}" in row]
+    return "  ".join(parts)
+
+
+def _scalars(args: argparse.Namespace, store: RunStore):
+    return Scalars(store.path, store.metrics().to_dict("records")) if args.tensorboard else nullcontext()
+
+
+@contextmanager
+def _ended_in_log(store: RunStore) -> Iterator[None]:
+    """Leave on the log what ended a training early; a log that cannot be written matters less than that."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            store.log(f"ended by {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        raise
+
+
+def _num_steps(config: TrainConfig, steps: int) -> int:
+    return config.epochs * steps if config.max_steps is None else min(config.epochs * steps, config.max_steps)
