@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from analysis.distributed import Processes
+from landscape.distributed import Processes
 from landscape.errors import InputError
 
 

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from analysis import blocks, checks, plan, products
 from analysis.algebra import Operator
 from analysis.batches import add_bytes, read
-from analysis.distributed import Processes, fingerprint
 from analysis.kernels import reproducible_kernels
 from analysis.objective import Objective, Supervised
 from analysis.plan import Wishes
+from landscape.distributed import Processes, fingerprint
 from landscape.errors import InputError
 from landscape.parameters import flatten
 
@@ -200,7 +200,7 @@ class HessianOperator(LossOperator):
     microbatch          "auto", or how many samples are evaluated at once
     expected_matvecs    how many products are to come: many pay for compiling
     traces    a dict that operators of one architecture and loss, constants included, share: each shape of batch is traced once
-    share     whether the processes of an initialised torch.distributed group share the samples: see `analysis.distributed`
+    share     whether the processes of an initialised torch.distributed group share the samples: see `landscape.distributed`
 
     Raises InputError for dropout or BatchNorm that would not be deterministic, one-shot iterators, changing batches, losses
     that are not one value a sample, and networks that no engine serves; the text names the cause and the way out.

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from analysis.directions import Direction, eigenvector_direction, random_direction
-from analysis.distributed import Processes, is_main
 from analysis.extremes import extreme_eigenpairs
 from analysis.lanczos import krylov
 from analysis.operators import GaussNewtonOperator, HessianOperator, LinearOperator
@@ -38,6 +37,7 @@ from checkpoints.provenance import provenance
 from checkpoints.records import Curvature, EigenPairs, Spectrum, Surface
 from checkpoints.store import RunStore
 from landscape.batchnorm import evaluation_mode
+from landscape.distributed import Processes, is_main
 from landscape.errors import InputError
 
 Counter = Callable[[int], None]

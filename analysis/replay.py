@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.distributed import Processes
 from analysis.operators import LinearOperator
+from landscape.distributed import Processes
 
 EVERY_SECONDS = 1.0     # how often products are stored: one written at once for each fast product would cost more than it
 

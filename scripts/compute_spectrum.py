@@ -94,7 +94,7 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the spectra that are not stored yet and print all of them."""
-    from analysis.distributed import init_from_environment, is_main
+    from landscape.distributed import init_from_environment, is_main
     with init_from_environment():
         heard = not (args.quiet or args.json)       # on every process alike: they forecast together
         if not is_main():
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, heard: bool) -> int:
-    from analysis.distributed import main_first
+    from landscape.distributed import main_first
     from analysis.settings import Making, SpectrumSettings
     from analysis.subject import Subject
     from checkpoints.store import RunStore

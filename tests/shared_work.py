@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from networks import InPlaceResidual, images, losses, make
 
-from analysis.distributed import init_from_environment, is_main, main_first
 from analysis.extremes import extreme_eigenpairs
 from analysis.operators import GaussNewtonOperator, HessianOperator
+from landscape.distributed import init_from_environment, is_main, main_first
 from landscape.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

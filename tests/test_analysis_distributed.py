@@ -11,8 +11,8 @@ from shared_work import SPLITS, batches, block, measure
 
 from analysis import products
 from analysis.batches import read
-from analysis.distributed import Processes, fingerprint, init_from_environment, is_main, main_first
 from analysis.operators import HessianOperator
+from landscape.distributed import Processes, fingerprint, init_from_environment, is_main, main_first
 
 ROOT = Path(__file__).resolve().parents[1]
 EPS = {"float32": 1.2e-7, "float64": 2.2e-16}

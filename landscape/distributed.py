@@ -1,13 +1,15 @@
-"""Several processes, one matrix: each multiplies its share of the samples, and the sums are everyone's.
+"""Several processes, one result: each computes on its share of the samples, and the sums are everyone's.
 
-Every process runs the same program on the same vectors (start it with torchrun). Sums are accumulated in float64 and
-arrive with the same bits everywhere, so that the algorithms above take the same turns without speaking to each other. What
-fails on one process fails on all, by name, since the others would wait for it for ever.
+Every process runs the same program on the same parameters (start it with torchrun). Sums arrive with the same bits
+everywhere, so that all take the same turns without speaking to each other.
 
     with init_from_environment():                   # does nothing where torchrun did not start us
         H = HessianOperator(model, loss, batches)   # the whole data on every process; each keeps its share
         pairs = extreme_eigenpairs(H, k=5, generator=...)
         if is_main(): ...                           # write here
+
+    with init_from_environment() as processes:
+        optimizer = SSESAM(base, model, processes=processes)    # each process's closure holds its share of the batch
 """
 
 import os
@@ -23,6 +25,8 @@ from torch import Tensor
 from landscape.errors import InputError
 
 T = TypeVar("T")
+SAME_ON_EVERY_RANK = ("pass the same model and the whole data on every rank (no DistributedSampler), "
+                      "each keeps its own share")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,26 @@ class Processes:
     def span(self, size: int) -> tuple[int, int]:
         """Return the share [start, stop) of this process in `size` items; the first process always has one."""
         return -(-self.rank * size // self.count), -(-(self.rank + 1) * size // self.count)
+
+    def share(self, size: int) -> slice:
+        """Return this process's part of a batch, at most one sample more than another's.
+
+        A batch of fewer samples than processes is everyone's whole: each then counts its samples as often as there are
+        processes, which leaves every mean as it is, and no process is without a sample to run through its network.
+        """
+        return slice(*self.span(size)) if size >= self.count else slice(0, size)
+
+    def sum_together(self, values: list[Tensor]) -> list[Tensor]:
+        """Return the sum over all processes of each tensor, in one exchange of one buffer of the widest of their types.
+
+        The shapes must be the same on every process. Nothing waits for the device.
+        """
+        if self.count == 1 or not values:
+            return values
+        buffer = torch.cat([value.detach().reshape(-1) for value in values])
+        dist.all_reduce(buffer)
+        parts = buffer.split([value.numel() for value in values])
+        return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values)]
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes of rows (k, d), accumulated in float64, the same bits everywhere."""
@@ -78,13 +102,12 @@ class Processes:
             dist.broadcast_object_list(held, device=_wire())
         return held[0]
 
-    def refuse_different(self, what: str, digest: str) -> None:
+    def refuse_different(self, what: str, digest: str, remedy: str = SAME_ON_EVERY_RANK) -> None:
         """Raise everywhere if a hash is not the same on every process."""
         if self.count > 1:
             digests = self._gather(digest)
             if odd := [rank for rank, other in enumerate(digests) if other != digests[0]]:
-                raise InputError(f"{what} of rank {odd[0]} differ from those of rank 0: pass the same model and the whole data "
-                                 "on every rank (no DistributedSampler), each keeps its own share")
+                raise InputError(f"{what} of rank {odd[0]} differ from those of rank 0: {remedy}")
 
     def _gather(self, value: Any) -> list:
         values = [None] * self.count
