@@ -96,7 +96,9 @@ def density_band(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, level: 
                  scale: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean density over probes and its pointwise interval, (P,) each; NaN limits with one probe.
 
-    The band holds the mean of the smoothed rules over all probes, at this number of steps: quadrature is not in it.
+    The band holds the mean of the smoothed rules over all probes, at this number of steps: quadrature is not in it. Where
+    the kernels are narrower than the distance of the nodes, a probe has a node near a place or has none, few probes do not
+    show that they differ, and the band covers less than `level`. Read masses from `mass_parts` instead.
     """
     kernels = _kernels(spectrum, grid, bandwidth, scale)
     mean, low, high = law_interval(kernels, spectrum.weights, spectrum.size, level, exact=False)
