@@ -1,8 +1,8 @@
 """An epoch's batches: all training images once, shuffled, augmented and normalized on their device.
 
 A last batch smaller than the others is kept; one of a single image joins the batch before it, since BatchNorm cannot
-normalize one value a channel. Images are gathered, augmented and normalized many at a time, so that neither launches
-nor copies are paid for each batch.
+normalize one value a channel. Images in memory are gathered, augmented and normalized many at a time, so that neither
+launches nor copies are paid for each batch; images in files come batch by batch.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.data import LongTailData
+from landscape.errors import InputError
 
 BLOCK = 2048  # images at a time; part of what a seed stands for, since augmentation is drawn block by block
 
@@ -27,16 +28,25 @@ def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augm
                      dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalized training images (B, C, H, W) and their labels (B,) in batches of the given sizes.
 
-    The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none.
+    The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none. A batch lacks the
+    broken images that are to be skipped; one that loses all of its images but one to them is an InputError.
     """
     device = data.train.labels.device
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(order_seed)).to(device)
     draws = None if augmentation_seed is None else torch.Generator(device).manual_seed(augmentation_seed)
-    blocks = _blocks(sizes)
-    for chosen, parts in zip(order.split([sum(parts) for parts in blocks]), blocks):
-        images = data.train.images[chosen]
+    blocks = _blocks(sizes) if data.train.in_memory else [[size] for size in sizes]
+    pieces = order.split([sum(parts) for parts in blocks])
+    for (images, labels), parts in zip(data.train.batches(pieces, augmentation_seed), blocks):
+        parts = parts if len(labels) == sum(parts) else [_rest(len(labels), *parts, data)]
         images = images if draws is None else data.augmentation(images, draws)
-        yield from zip(data.inputs(images, dtype).split(parts), data.train.labels[chosen].split(parts))
+        yield from zip(data.inputs(images, dtype).split(parts), labels.split(parts))
+
+
+def _rest(found: int, size: int, data: LongTailData) -> int:
+    if found < min(2, size):
+        raise InputError(f"{size - found} of the {size} images of a batch are broken, such as {next(iter(data.skipped))}: "
+                         "mend the images, or raise batch_size")
+    return found
 
 
 def _blocks(sizes: list[int]) -> list[list[int]]:

@@ -22,7 +22,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a model says about each image of a split, on the CPU."""
+    """What a model says about each image of a split, on the CPU; broken images that are skipped are not among them."""
 
     labels: np.ndarray              # (N,) int64
     loss: np.ndarray                # (N,) cross-entropy in nats, float64
@@ -71,14 +71,17 @@ def outcome(
         raise InputError(f"batch_size={batch_size} is out of range: expected an integer >= 1")
     chosen = getattr(data, split)
     like = next(model.parameters())
+    pieces = torch.arange(len(chosen), device=chosen.labels.device).split(batch_size)
     with evaluation_mode(model):
         parts = [
-            _judge(model, data.inputs(images.to(like.device), like.dtype), labels.to(like.device), flip)
-            for images, labels in zip(chosen.images.split(batch_size), chosen.labels.split(batch_size))
+            (labels, *_judge(model, data.inputs(images.to(like.device), like.dtype), labels.to(like.device), flip))
+            for images, labels in chosen.batches(pieces) if len(labels)
         ]
+    if not parts:
+        raise InputError(f"no image of the {split} split can be read: {len(chosen.skipped)} are broken")
     # Joined on the device and fetched once: nothing waits in between.
-    loss, correct, correct_flip = (torch.cat(column).cpu().numpy() for column in zip(*parts))
-    return Outcome(chosen.labels.cpu().numpy(), loss, correct, correct_flip if flip else None)
+    labels, loss, correct, correct_flip = (torch.cat(column).cpu().numpy() for column in zip(*parts))
+    return Outcome(labels, loss, correct, correct_flip if flip else None)
 
 
 def _judge(model: nn.Module, inputs: Tensor, labels: Tensor, flip: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,6 @@ by shapes and label counts, since copies differ in order; where the order is not
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import torch
 from landscape.data.archive import download, unpack
 from landscape.data.augment import Augmentation
 from landscape.data.dataset import LongTailData, Split, readable_name
+from landscape.data.location import data_root
 from landscape.data.pickles import read_pickle, text_of
 from landscape.errors import InputError
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz/"
-DEFAULT_FOLDER = "datasets"
 SHAPE = (3, 32, 32)
 
 
@@ -88,7 +87,7 @@ def load_cifar(release: Release, data_dir: str | Path | None = None, progress: b
 def find_folder(release: Release, data_dir: str | Path | None = None, progress: bool = True,
                 base_url: str = BASE_URL) -> Path:
     """Return the extracted folder of a release, unpacking or downloading its archive where the folder is not there."""
-    root = Path(data_dir or os.environ.get("LANDSCAPE_DATA_DIR") or DEFAULT_FOLDER).expanduser()
+    root = data_root(data_dir)
     if root.exists() and not root.is_dir():
         raise InputError(f"data_dir={root} is a file: expected the folder that holds {release.folder}")
     if (root / release.folder).is_dir():

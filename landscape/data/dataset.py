@@ -1,10 +1,13 @@
-"""A long-tailed data set in memory: images, labels, and what a network and a table need to know of them.
+"""A long-tailed data set: images, labels, and what a network and a table need to know of them.
 
-Images stay as they were read, mostly bytes; `LongTailData.inputs` turns a batch into what the network sees,
-(pixel / 255 - mean) / std for each channel. Everything is checked once, here, whatever the data came from.
+Images stay as they were read, mostly bytes: a tensor in memory, or files that are decoded batch by batch (`imagefiles`).
+`Split.batches` serves both, and nothing else here or above asks which of them it is. `LongTailData.inputs` turns a batch
+into what the network sees, (pixel / 255 - mean) / std for each channel. Everything is checked once, here, whatever the
+data came from.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from landscape.data.augment import Augmentation
+from landscape.data.imagefiles import ImageFiles
 from landscape.errors import InputError
 
 LONGEST_NAME = 60
@@ -22,8 +26,8 @@ LONGEST_NAME = 60
 class Split:
     """Images and their labels."""
 
-    images: Tensor  # (N, C, H, W) uint8, or floating in units of pixel / 255
-    labels: Tensor  # (N,) int64
+    images: Tensor | ImageFiles  # (N, C, H, W) uint8, or floating in units of pixel / 255
+    labels: Tensor               # (N,) int64
 
     def __post_init__(self):
         shape = tuple(self.images.shape)
@@ -42,11 +46,34 @@ class Split:
     def take(self, indices: np.ndarray) -> "Split":
         """Return the images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, device=self.labels.device)
-        return Split(self.images[chosen], self.labels[chosen])
+        return Split(self.images[chosen] if self.in_memory else self.images.take(chosen), self.labels[chosen])
 
     def to(self, device: torch.device | str) -> "Split":
-        """Return the split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        """Return the split on another device; images in files go there batch by batch."""
+        return Split(self.images.to(device) if self.in_memory else self.images, self.labels.to(device))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are a tensor, and not files."""
+        return isinstance(self.images, Tensor)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The broken image files that were left out so far, and why."""
+        return {} if self.in_memory else self.images.skipped
+
+    def batches(self, pieces: Sequence[Tensor], part_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) and labels (B,) of each piece of positions, on the labels' device.
+
+        Files are decoded ahead of time: with a seed to random parts of the images, else as evaluation sees them. Broken
+        ones, where they are to be skipped, are missing, so that a batch may be smaller than its piece, or empty.
+        """
+        if self.in_memory:
+            yield from ((self.images[piece], self.labels[piece]) for piece in pieces)
+            return
+        device = self.labels.device
+        for piece, (images, rows) in zip(pieces, self.images.read(pieces, part_seed)):
+            yield images.to(device), self.labels[piece.to(device)[rows.to(device)]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +137,20 @@ class LongTailData:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of images, labels, mean and std: of everything that decides what a network sees and is asked."""
+        """SHA-256 of images, labels, mean and std: of everything that decides what a network sees and is asked.
+
+        Of images in files it takes the paths and the file sizes, not the pixels.
+        """
         digest = hashlib.sha256(repr((self.mean, self.std)).encode())
-        for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy())
+        for values in (self.train.images, self.train.labels, self.test.images, self.test.labels):
+            digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
+            digest.update(values.cpu().contiguous().numpy() if isinstance(values, Tensor) else values.content)
         return digest.hexdigest()
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The broken image files that were left out so far, and why."""
+        return self.train.skipped | self.test.skipped
 
     def inputs(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return what the network sees of a batch (B, C, H, W): (pixel / 255 - mean) / std, on the images' device."""

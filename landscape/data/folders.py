@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from landscape.data.dataset import LongTailData, Split, readable_name
+from landscape.data.imagefiles import CHANNELS
 from landscape.data.longtail import split_test
 from landscape.data.own import own_data
 from landscape.errors import InputError
@@ -20,7 +21,6 @@ from landscape.errors import InputError
 TEST_SHARE = 0.2
 DEFAULT_SIZE = 32  # pixels, where the images do not agree on a size
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-CHANNELS = {"1": "L", "L": "L", "LA": "L", "CMYK": "RGB", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "YCbCr": "RGB"}
 Headers = dict[Path, tuple[str, tuple[int, int]]]  # file -> L or RGB, (width, height)
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
 
