@@ -13,18 +13,24 @@ from numbers import Integral, Real
 from typing import Any
 
 from landscape.ascent import RESTORES
-from landscape.data import LongTailData
+from landscape.data import DEFAULT_IMB_FACTORS, LongTailData
+from landscape.data.imagefiles import BROKEN_IMAGES
 from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
 from landscape.losses import LOSSES, loss_name, loss_options
 from landscape.optimizers import BATCHNORM, FORMS, GAMMA_RULES, WEIGHTINGS
+from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES
 
+SELECTIONS = ("last", "test_best")
 DTYPES = ("float32", "float64")
-DEFAULT_ARCHS = {"digits": "digitnet", "synthetic": "mlp"}
+DEFAULT_ARCHS = {"digits": "digitnet", "synthetic": "mlp", "imagenet-lt": "torchvision:resnet50",
+                 "inaturalist18": "torchvision:resnet50"}
 OTHER_ARCH = "resnet32"
 DEFAULT_ETA = 20.0
-NOT_IDENTITY = ("device", "threads")  # where a run is computed does not make it another run
+WHERE = ("device", "threads")                           # a run is computed
+LABELS = ("recipe", "selection", "flip_average")        # what its settings are called, which of its epochs is reported
+NOT_IDENTITY = (*WHERE, *LABELS)                        # none of these makes it another run
 
 
 def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ...] = (), low: float | None = None,
@@ -38,7 +44,11 @@ def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ..
 class TrainConfig:
     """The settings of one training run. Each is checked at construction; None means the default named in its text."""
 
-    dataset: str = setting("digits", "digits, cifar10, cifar100, synthetic, folder:PATH, npz:FILE or module:callable")
+    dataset: str = setting(
+        "digits",
+        "digits, cifar10, cifar100, synthetic, imagenet-lt, inaturalist18, list:FOLDER (train.txt and test.txt of lines "
+        "'path label'), folder:PATH, npz:FILE or module:callable",
+    )
     imb_factor: float | None = setting(
         None,
         "n_max / n_min; in (0, 1) it is read as its inverse; default: the data set's "
@@ -49,13 +59,23 @@ class TrainConfig:
     profile: str = setting("exp", "how class sizes fall", choices=PROFILES)
     subset: str = setting("first", "which images of a class are kept: its first ones, or seeded ones", choices=SUBSETS)
     data_seed: int = setting(0, "seed of subset=seeded", kind=int, low=0)
-    normalization: str | None = setting(None, "whose mean and std: cifar10 or cifar100; default: the data set's own")
-    image_size: int | None = setting(None, "pixels, for folder:PATH", kind=int, low=1)
+    normalization: str | None = setting(
+        None, "whose mean and std: cifar10, cifar100, imagenet or inaturalist18; default: the data set's own"
+    )
+    image_size: int | None = setting(
+        None, "pixels, for folder:PATH and for images in lists (default: 224)", kind=int, low=1
+    )
+    broken_images: str = setting(
+        "stop", "at an image in a list that cannot be read: stop, or skip and count it", choices=BROKEN_IMAGES
+    )
+    workers: int = setting(
+        4, "processes that decode images in lists, for each of training and evaluation; 0: none", kind=int, low=0
+    )
     arch: str | None = setting(
         None,
         "network: mlp, digitnet, resnet20, resnet32, resnet56, resnet34 (the SSE-SAM release's), "
         "timm:NAME, torchvision:NAME or module:callable; default: digitnet for digits, mlp for "
-        "synthetic, else resnet32",
+        "synthetic, torchvision:resnet50 for imagenet-lt and inaturalist18, else resnet32",
     )
     loss: str = setting("CE", "training loss; VA, the SSE-SAM README's word, is LA", choices=tuple(LOSSES))
     loss_options: dict[str, Any] = setting({}, "options of the loss by name, such as tau=0.75", kind=dict)
@@ -124,6 +144,18 @@ class TrainConfig:
     eval_every: int = setting(
         10, "evaluate on the test images every so many epochs, and after the last", kind=int, low=1
     )
+    recipe: str | None = setting(
+        None, "published recipe that fills in the settings left out; default: none", choices=tuple(RECIPES)
+    )
+    selection: str = setting(
+        "last",
+        "which evaluated epoch is reported as the result: the last, or, as most papers do, the one that is best on the "
+        "test images",
+        choices=SELECTIONS,
+    )
+    flip_average: bool = setting(
+        False, "report accuracies with logits averaged over an image and its mirror image as the result", kind=bool
+    )
     max_steps: int | None = setting(
         None, "stop after so many steps, in the middle of an epoch if need be", kind=int, low=1
     )
@@ -157,8 +189,12 @@ class TrainConfig:
         return cls(**settings)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide whether two runs are the same: all but device and threads."""
+        """Return the settings that decide whether two runs are the same: all but where it runs and what it is called."""
         return {name: value for name, value in self.as_dict().items() if name not in NOT_IDENTITY}
+
+    def stored(self) -> dict[str, Any]:
+        """Return the settings that are kept with a run: its identity and its labels."""
+        return {name: value for name, value in self.as_dict().items() if name not in WHERE}
 
     def resolved(self, data: LongTailData) -> "TrainConfig":
         """Return the configuration with the defaults that depend on the data filled in."""
@@ -168,7 +204,7 @@ class TrainConfig:
             "many": data.many,
             "few": data.few,
         }
-        if ":" not in self.dataset:  # own data given whole are used as they are: a factor would cut them
+        if self.dataset in DEFAULT_IMB_FACTORS:  # data used as they are stay whole: a factor would cut them
             filled["imb_factor"] = data.imb_factor
         return replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
 
