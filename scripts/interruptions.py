@@ -84,9 +84,8 @@ class AgreedInterruption:
 
 def shared_by_processes(asked: Interruption) -> Interruption | AgreedInterruption:
     """Return what training asks after each step: `asked` itself, or the processes' common answer where there are several."""
-    import torch.distributed as processes
-    several = processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
-    return AgreedInterruption(asked) if several else asked
+    from landscape.distributed import Processes
+    return AgreedInterruption(asked) if Processes.present().count > 1 else asked
 
 
 def _say(line: str) -> None:
