@@ -7,9 +7,7 @@ end of an epoch. Epochs count from 0.
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from math import isfinite
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from landscape.ascent import RESTORES
@@ -21,6 +19,7 @@ from landscape.losses import LOSSES, loss_name, loss_options
 from landscape.optimizers import BATCHNORM, FORMS, GAMMA_RULES, WEIGHTINGS
 from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES
+from landscape.settings import read_setting, setting
 
 SELECTIONS = ("last", "test_best")
 DTYPES = ("float32", "float64")
@@ -31,13 +30,6 @@ DEFAULT_ETA = 20.0
 WHERE = ("device", "threads")                           # a run is computed
 LABELS = ("recipe", "selection", "flip_average")        # what its settings are called, which of its epochs is reported
 NOT_IDENTITY = (*WHERE, *LABELS)                        # none of these makes it another run
-
-
-def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ...] = (), low: float | None = None,
-            high: float | None = None, open_end: bool = False) -> Any:
-    """Declare a setting: default, help text, type, and its choices or its range low <= value <= high."""
-    limits = {"text": text, "kind": kind, "choices": choices, "low": low, "high": high, "open_end": open_end}
-    return field(default_factory=dict, metadata=limits) if default == {} else field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -168,7 +160,7 @@ class TrainConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
-                object.__setattr__(self, f.name, READERS[f.metadata["kind"]](f.name, value, f.metadata))
+                object.__setattr__(self, f.name, read_setting(f, value))
         if self.imb_factor is not None:
             object.__setattr__(self, "imb_factor", read_imb_factor(self.imb_factor)[0])
         _check_together(self)
@@ -215,74 +207,6 @@ class TrainConfig:
         if isinstance(self.checkpoint_epochs, str):
             return frozenset({*range(0, self.epochs + 1, int(self.checkpoint_epochs.partition(":")[2])), self.epochs})
         return frozenset({*self.checkpoint_epochs, self.epochs})
-
-
-def _read_text(name: str, value: Any, limits: Mapping[str, Any]) -> str:
-    if not isinstance(value, str) or (limits["choices"] and value not in limits["choices"]):
-        expected = f"one of {', '.join(limits['choices'])}" if limits["choices"] else "a text"
-        raise InputError(f"{name}={value!r} is unknown: expected {expected}")
-    return value
-
-
-def _read_number(name: str, value: Any, limits: Mapping[str, Any]) -> int | float:
-    whole, low, high = limits["kind"] is int, limits["low"], limits["high"]
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
-    if not fits or (low is not None and value < low) or (high is not None and _beyond(value, high, limits["open_end"])):
-        raise InputError(
-            f"{name}={value!r} is out of range: expected {'an integer' if whole else 'a number'}{_range(name, limits)}"
-        )
-    return limits["kind"](value)
-
-
-def _beyond(value: float, high: float, open_end: bool) -> bool:
-    return value >= high if open_end else value > high
-
-
-def _range(name: str, limits: Mapping[str, Any]) -> str:
-    below = "<" if limits["open_end"] else "<="
-    if limits["high"] is None:
-        return "" if limits["low"] is None else f" >= {limits['low']}"
-    return f", {limits['low']} <= {name} {below} {limits['high']}"
-
-
-def _read_switch(name: str, value: Any, limits: Mapping[str, Any]) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r} is out of range: expected True or False")
-    return value
-
-
-def _read_options(name: str, value: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{name}={value!r} is out of range: expected option names and their values")
-    return dict(value)
-
-
-def _read_integers(name: str, value: Any, limits: Mapping[str, Any]) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{name}={value!r} is out of range: expected a list of integers >= 0")
-    return tuple(_read_number(name, item, {**limits, "kind": int, "low": 0}) for item in value)
-
-
-def _read_checkpoints(name: str, value: Any, limits: Mapping[str, Any]) -> str | tuple[int, ...]:
-    if value == "last":
-        return value
-    every, _, count = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if every == "every" and count.isdecimal() and int(count):
-        return f"every:{int(count)}"
-    if isinstance(value, str):
-        raise InputError(f"{name}={value!r} is unknown: expected last, every:K with K >= 1, or a list of epochs")
-    return tuple(sorted(set(_read_integers(name, value, limits))))
-
-
-READERS = {
-    str: _read_text,
-    int: _read_number,
-    float: _read_number,
-    bool: _read_switch,
-    dict: _read_options,
-    tuple: _read_integers,
-    object: _read_checkpoints,
-}
 
 
 def _check_together(config: TrainConfig) -> None:
