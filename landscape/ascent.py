@@ -115,6 +115,7 @@ class WeightedMean:
     @torch.no_grad()
     def include(self, gradient: Gradient, weight: int | Tensor) -> None:
         """Take in one more gradient. The first is kept as it is; weight 0 leaves the mean alone."""
+        weight = weight.double() if isinstance(weight, Tensor) else weight  # a quotient of integers would be float32
         first, self.weight = not self.gradient, self.weight + weight
         share = 1.0 if first else weight / self.weight
         if isinstance(share, Tensor):
@@ -135,8 +136,9 @@ def hand_over(parameters: list[Tensor], gradient: Gradient) -> None:
     taken = set()
     for p in parameters:
         slope = gradient.get(p)
-        if slope is not None and (slope.data_ptr() in taken or not slope.is_contiguous()):
-            slope = slope.clone()
+        # Another layout than the parameter's is slow at best; an expanded scalar cannot be written to.
+        if slope is not None and (slope.data_ptr() in taken or slope.stride() != p.stride()):
+            slope = torch.empty_like(p).copy_(slope)
         p.grad = slope
         if slope is not None:
             taken.add(slope.data_ptr())

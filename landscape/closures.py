@@ -1,10 +1,11 @@
 """What an optimizer's closure returns: the losses of a batch's samples, and which belong to each class group."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from landscape.distributed import Processes
 from landscape.errors import InputError
 
 Masks = Mapping[str, Tensor]                  # group name -> bool (B,)
@@ -31,3 +32,11 @@ def mask_of(masks: Masks, group: str, losses: Tensor) -> Tensor:
         raise InputError(f"the mask of group {group!r} is {mask.dtype} {tuple(mask.shape)}: expected "
                          f"torch.bool {tuple(losses.shape)}, one entry a sample")
     return mask
+
+
+def num_samples(losses: Tensor, masks: Masks, groups: Sequence[str], processes: Processes) -> dict[str, int | Tensor]:
+    """Return how many samples "all" and each of `groups` have, over all processes; nothing waits for the device."""
+    counts = {"all": len(losses)} | {group: mask_of(masks, group, losses).sum() for group in groups if group != "all"}
+    if processes.count == 1:
+        return counts
+    return dict(zip(counts, processes.sum_together([torch.as_tensor(n, device=losses.device) for n in counts.values()])))

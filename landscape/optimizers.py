@@ -25,8 +25,10 @@ from torch.optim import Optimizer
 
 from landscape.ascent import AscentRule, Gradient, WeightedMean, add, displaced, hand_over, is_finite
 from landscape.batchnorm import running_statistics_held
-from landscape.closures import Closure, Masks, mask_of, read_answer
+from landscape.closures import Closure, Masks, mask_of, num_samples, read_answer
+from landscape.distributed import Processes
 from landscape.errors import InputError
+from landscape.parallel import refuse_different_parameters, sum_everywhere
 from landscape.release_protocol import FourCallProtocol
 
 TAIL = "tail"
@@ -48,13 +50,16 @@ class GroupSAM(Optimizer):
         "group_mean"   sum of the group's losses / the group's samples in B: the ImbSAM baseline of the SSE-SAM release
     `batchnorm` says which passes move BatchNorm's running statistics: "every" one, as released, or only the "clean"
     one. Every pass normalizes with its batch's statistics either way. `restore` and `norm_epsilon`: see AscentRule.
+
+    With `processes`, as `landscape.distributed.init_from_environment` gives them, each process's closure holds its own
+    part of the batch (as many closures on each), and all take the step of one process that holds the whole batch.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, radii: Mapping[str, float], *,
                  weighting: str = "batch", batchnorm: str = "every", restore: str = "copy",
-                 norm_epsilon: float = 0.0):
+                 norm_epsilon: float = 0.0, processes: Processes = Processes()):
         super().__init__(optimizer.param_groups, optimizer.defaults)
-        self.base, self.model = optimizer, model
+        self.base, self.model, self.processes = optimizer, model, processes
         self.weighting = _choice("weighting", weighting, WEIGHTINGS)
         self.batchnorm = _choice("batchnorm", batchnorm, BATCHNORM)
         self.rule = AscentRule(restore, norm_epsilon)
@@ -65,6 +70,7 @@ class GroupSAM(Optimizer):
             raise InputError(
                 "the optimizer holds no trainable parameter of the model: build it from model.parameters()"
             )
+        refuse_different_parameters(processes, self.trained())
 
     @torch.no_grad()
     def step(self, *closures: Closure, scaler: "torch.amp.GradScaler | None" = None) -> Tensor:
@@ -90,35 +96,33 @@ class GroupSAM(Optimizer):
 
     def _pass(self, closures: Sequence[Closure], bundles: list[list[str]], scaler) -> tuple[Tensor, list[Gradient]]:
         """Return the mean loss and each bundle's gradient: one forward a closure, one backward a bundle of groups."""
-        parameters, means, loss, num_samples = self.trained(), [WeightedMean() for _ in bundles], 0.0, 0
+        parameters, means, loss, size = self.trained(), [WeightedMean() for _ in bundles], 0.0, 0
         for closure in closures:
             with torch.enable_grad():
                 losses, masks = read_answer(closure())
-                terms = [_plus([self._loss(losses, masks, group) for group in bundle]) for bundle in bundles]
+                counts = num_samples(losses, masks, self._counted(), self.processes)
+                terms = [_plus([self._loss(losses, masks, counts, group) for group in bundle]) for bundle in bundles]
                 terms = terms if scaler is None else [scaler.scale(term) for term in terms]
             for mean, bundle, term in zip(means, bundles, terms):
                 slopes = torch.autograd.grad(term, parameters, retain_graph=term is not terms[-1], allow_unused=True)
                 gradient = {p: slope for p, slope in zip(parameters, slopes) if slope is not None}
-                mean.include(gradient, self._weight(losses, masks, bundle))
-            loss, num_samples = loss + losses.detach().sum(), num_samples + len(losses)
-        return loss / num_samples, [mean.gradient for mean in means]
+                mean.include(gradient, counts.get(bundle[0] if len(bundle) == 1 else "all", counts["all"]))
+            loss, size = loss + losses.detach().sum(), size + counts["all"]
+        return sum_everywhere(self.processes, loss / size, [mean.gradient for mean in means], parameters)
 
-    def _loss(self, losses: Tensor, masks: Masks, group: str) -> Tensor:
-        """L_g over one closure's samples."""
+    def _loss(self, losses: Tensor, masks: Masks, counts: Mapping[str, int | Tensor], group: str) -> Tensor:
+        """The part of L_g that one closure's samples on this process are."""
         if group == "all":
-            return losses.sum() / len(losses)
-        mask = mask_of(masks, group, losses)
+            return losses.sum() / counts["all"]
         # Select before summing: a group without a sample then adds exact zeros and never 0/0.
-        chosen = torch.where(mask, losses, 0.0).sum()
+        chosen = torch.where(mask_of(masks, group, losses), losses, 0.0).sum()
         if self.weighting == "group_mean":
-            return chosen / mask.sum().clamp(min=1)
-        return chosen / (len(losses) / 2 if self.weighting == "double_tail" and group == TAIL else len(losses))
+            return chosen / counts[group].clamp(min=1)
+        return chosen / (counts["all"] / 2 if self.weighting == "double_tail" and group == TAIL else counts["all"])
 
-    def _weight(self, losses: Tensor, masks: Masks, bundle: list[str]) -> int | Tensor:
-        """What one closure counts in the mean over closures: its samples, or its samples of the group."""
-        if self.weighting == "group_mean" and len(bundle) == 1 and bundle != ["all"]:
-            return mask_of(masks, bundle[0], losses).sum(dtype=torch.float64)
-        return len(losses)
+    def _counted(self) -> list[str]:
+        """The groups whose own samples count, in L_g and in its mean over closures."""
+        return list(self.radii) if self.weighting == "group_mean" else []
 
     def _together(self, groups: list[str], closures: Sequence[Closure]) -> list[list[str]]:
         """Let groups without radius share one backward, unless each has its own count over several closures."""
@@ -141,7 +145,8 @@ class GroupSAM(Optimizer):
         self.radii = {group: _radius(f"rho of group {group!r}", rho) for group, rho in radii.items()}
 
     def end_epoch(self) -> None:
-        """Count one training epoch as done; a form with stages switches here."""
+        """Count one training epoch as done; a form with stages switches here. Processes that have parted are an error."""
+        refuse_different_parameters(self.processes, self.trained())
         self.epochs_done += 1
 
     def state_dict(self) -> dict:

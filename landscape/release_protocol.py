@@ -37,6 +37,8 @@ class FourCallProtocol:
         """Move the parameters by rho g / ||g|| along the current gradients: n_i = 0 for the head, 1 for the tail."""
         if n_i not in (0, 1):
             raise InputError(f"n_i={n_i} is out of range: expected 0 for the head or 1 for the tail")
+        if self.processes.count > 1:
+            raise InputError("the four calls know one process only: use step(closure), which gives the same parameters")
         if self._displaced:
             raise InputError(
                 "compute_and_add_epsilon() was called twice: call compute_grad_sum_and_restore_p() in between"
