@@ -27,7 +27,7 @@ DEFAULT_ARCHS = {"digits": "digitnet", "synthetic": "mlp", "imagenet-lt": "torch
                  "inaturalist18": "torchvision:resnet50"}
 OTHER_ARCH = "resnet32"
 DEFAULT_ETA = 20.0
-WHERE = ("device", "threads")                           # a run is computed
+WHERE = ("device", "threads", "workers")                # a run is computed
 LABELS = ("recipe", "selection", "flip_average")        # what its settings are called, which of its epochs is reported
 NOT_IDENTITY = (*WHERE, *LABELS)                        # none of these makes it another run
 

@@ -73,9 +73,10 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
     to resume from, training goes on behind it. `progress` is called with each epoch's row, `on_step` with 1 after each
     step. After each step `stop` is asked, too: once it answers True, the recorder is given a point in the middle of the
     epoch, from which another call ends in the same bits, and this one returns. A row holds epoch (the number of epochs
-    done), lr, train_loss (mean over the epoch, at the parameters before each step), head_rho, tail_rho and seconds, and
-    on evaluated epochs what `evaluate` returns. Raises DivergedError, naming epoch and step, where the training loss
-    stops being finite; nothing is recorded of that epoch.
+    done), lr, train_loss (mean over the epoch, at the parameters before each step), head_rho, tail_rho and seconds, on
+    evaluated epochs what `evaluate` returns, and skipped_images, the number so far, where broken images were left out.
+    Raises DivergedError, naming epoch and step, where the training loss stops being finite; nothing is recorded of that
+    epoch.
     """
     data = training_data(config) if data is None else data
     config = config.resolved(data)
@@ -103,7 +104,7 @@ def training_data(config: TrainConfig, data_dir: str | Path | None = None, progr
     """Load the data set that a configuration names."""
     return load_data(config.dataset, imb_factor=config.imb_factor, profile=config.profile, subset=config.subset,
                      seed=config.data_seed, normalization=config.normalization, image_size=config.image_size,
-                     data_dir=data_dir, progress=progress)
+                     workers=config.workers, broken_images=config.broken_images, data_dir=data_dir, progress=progress)
 
 
 def build_network(config: TrainConfig, data: LongTailData) -> nn.Module:
@@ -173,7 +174,7 @@ class _Run:
         self.partial = PartialEpoch()
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
             row |= evaluate(self.model, self.data, self.groups)
-        return row
+        return row | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
 
     def _train_epoch(self, epoch: int, on_step: Callable[[int], None], stop: Callable[[], bool]) -> float | None:
         self.model.train()
@@ -222,9 +223,12 @@ def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
 def check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> None:
     """Raise InputError where the model does not return one logit a class for the data's images."""
     # Also finds a label that no output stands for, which on a GPU would end in an assertion of the device.
+    # Black images will do: those that are files need not be opened for it.
+    count, device = min(2, len(data.train)), data.train.labels.device
+    images = torch.zeros(count, *data.train.images.shape[1:], dtype=data.train.images.dtype, device=device)
     with evaluation_mode(model), torch.random.fork_rng(devices=[]):
-        shape = tuple(model(data.inputs(data.train.images[:2], dtype)).shape)
-    expected = (len(data.train.images[:2]), data.num_classes)
+        shape = tuple(model(data.inputs(images, dtype)).shape)
+    expected = (count, data.num_classes)
     if shape != expected:
         raise InputError(
             f"the model returns shape {shape} for {expected[0]} images: expected {expected}, one logit a class"
