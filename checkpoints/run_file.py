@@ -1,8 +1,10 @@
 """run.json: the configuration that makes a run this run, where it comes from, and whether it is finished."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from checkpoints.atomic import is_temporary, write_text
@@ -67,9 +69,13 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
         raise RecordError(f"configuration cannot be stored as JSON: {error}") from error
 
 
-def differences(stored: dict[str, Any], asked: dict[str, Any], ignored: tuple[str, ...] = ()) -> list[str]:
-    """Return one text a differing key, `key: stored, now asked`; keys of nested dictionaries are joined by dots."""
-    flat_stored, flat_asked = _flat(stored), _flat(asked)
+def differences(stored: dict[str, Any], asked: dict[str, Any], ignored: tuple[str, ...] = (),
+                defaults: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """Return one text a differing key, `key: stored, now asked`; keys of nested dictionaries are joined by dots.
+
+    `defaults` says what a key stands for that is absent from `stored`.
+    """
+    flat_stored, flat_asked = _flat(plain_config(dict(defaults)) | stored), _flat(asked)
     keys = sorted(flat_stored.keys() | flat_asked.keys())
     return [f"{key}={_shown(flat_stored, key)} there, {_shown(flat_asked, key)} here" for key in keys
             if key.partition(".")[0] not in ignored and not _same(flat_stored, flat_asked, key)]

@@ -45,10 +45,11 @@ class RunStore:
 
     @classmethod
     def create(cls, path: Path | str, config: dict[str, Any], *, provenance: dict[str, Any] | None = None,
-               ignored: tuple[str, ...] = ("device", "threads")) -> "RunStore":
+               ignored: tuple[str, ...] = ("device", "threads"), defaults: dict[str, Any] | None = None) -> "RunStore":
         """Make a run folder, or open the one that is there with the same configuration to continue it.
 
-        Keys in `ignored` may differ: they do not make another run. Raises RecordError naming the differing keys where
+        Keys in `ignored` may differ: they do not make another run. `defaults` says what a key stands for that is absent
+        from the configuration there, as one that was added since. Raises RecordError naming the differing keys where
         the folder holds another run, and where it holds somebody else's files; neither is touched.
         """
         path, config = Path(path), run_file.plain_config(config)
@@ -60,7 +61,7 @@ class RunStore:
                 if not (path / FILE_NAME).is_file():
                     run_file.write_run_file(path, RunFile(config, origin))
         store = cls(path, run_file.read_run_file(path), origin)
-        run_file.refuse_differences(path, run_file.differences(store.config, config, ignored))
+        run_file.refuse_differences(path, run_file.differences(store.config, config, ignored, defaults or {}))
         return store
 
     @classmethod

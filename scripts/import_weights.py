@@ -29,6 +29,7 @@ from landscape.training import build_network, check_outputs, choose_device, trai
 from landscape.weights import Weights, read_weights, sha256
 from scripts.options import add_common_arguments, emit_json, say
 from scripts.train import check_origin, origin
+from scripts.run_folder import open_run
 from scripts.train_settings import add_settings, given_settings
 
 NAME = "import"
@@ -72,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     """Check every file against the network and the data, then write one checkpoint each."""
     _check_usage(args)
     known = _existing(args.out)
-    given = given_settings(args)
-    settings = (known.config if known else {}) | given
+    stored = known.config if known else {}
+    given = given_settings(args, stored)
+    settings = stored | given
     config = TrainConfig.from_dict(settings)
     data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
     config = config.resolved(data)
@@ -111,7 +113,7 @@ def _existing(path: Path) -> RunStore | None:
 
 def _check_known(known: RunStore, config: TrainConfig, data: LongTailData) -> None:
     """Refuse, before anything is evaluated, to add to a run of other settings or data."""
-    refuse_differences(known.path, differences(known.config, config.identity(), NOT_IDENTITY))
+    refuse_differences(known.path, differences(known.config, config.identity(), NOT_IDENTITY, TrainConfig().identity()))
     check_origin(known, config, data)
 
 
@@ -184,7 +186,7 @@ def _write(args: argparse.Namespace, config: TrainConfig, data: LongTailData, ar
            stated: list[str]) -> RunStore:
     files = {str(a.epoch): {"file": a.source["file"], "sha256": a.sha256} for a in arrivals}
     made_from = origin(config, data, imported=files, stated=stated)
-    store = RunStore.create(args.out, config.identity(), provenance=made_from)
+    store = open_run(args.out, config, made_from)
     model = build_network(config, data).to(getattr(torch, config.dtype))
     with store.writer():
         store.amend_provenance(imported=store.provenance["imported"] | files)

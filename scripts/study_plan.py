@@ -20,6 +20,7 @@ from analysis.settings import SpectrumSettings, SurfaceSettings, surface_name
 from checkpoints.layout import check_name
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
+from landscape.recipes import filled
 
 FIGURES = ("overview", "spectra", "extreme_ratio", "negative_mass", "lambda_min", "surface", "surface_3d", "lines",
            "accuracy_curves", "accuracy_table", "curvature_table")
@@ -112,7 +113,7 @@ class Study:
     def _run(self, method: str, seed: int) -> Run:
         spectrum = {key: value for key, value in self.spectrum.items() if key not in PLACE}
         surfaces = [entry for entry in self.surfaces if seed in entry.get("seeds", self.seeds)]
-        settings = {**self.train, **self.methods[method], "seed": seed}
+        settings = filled({**self.train, **self.methods[method], "seed": seed})
         last = TrainConfig.from_dict(settings).epochs
         epochs = tuple(sorted(set(self.spectrum.get("epochs", [last]))))
         places = tuple(_place(entry, entry.get("epoch", last)) for entry in surfaces)

@@ -63,10 +63,10 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -
 def train_run(config, data, path: Path, report: Report):
     """Train what is not trained yet and return the run's store."""
     from checkpoints.provenance import provenance
-    from checkpoints.store import RunStore
     from landscape.training import train
+    from scripts.run_folder import open_run
 
-    store = RunStore.create(path, config.identity(), provenance=provenance(
+    store = open_run(path, config, provenance(
         data_hash=data.hash, class_counts=data.counts.tolist(), class_names=list(data.class_names), notes=list(data.notes)))
     with topped_up(report, training_cost(config, len(data.train))) as counted:
         if not store.finished:

@@ -6,9 +6,6 @@ SIGTERM, SIGUSR1 and Ctrl-C end it after the step at hand, and the same command 
 """
 
 import argparse
-import hashlib
-import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,11 @@ from landscape.data.longtail import read_imb_factor
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.training import build_network, choose_device, training_data
+from scripts.chosen_epoch import choose, every_choice
 from scripts.forecast import of_training
 from scripts.log_scalars import writer_class
 from scripts.options import add_common_arguments, emit_json, say
+from scripts.run_folder import open_run, slug
 from scripts.train_settings import add_settings, given_settings
 from scripts.train_stored import GROUPS, Stop, tell_stop, train_stored
 
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
     path = args.out or Path("runs") / slug(config)
-    store = RunStore.create(path, config.identity(), provenance=origin(config, data, deterministic=args.deterministic))
+    store = open_run(path, config, origin(config, data, deterministic=args.deterministic))
     check_origin(store, config, data)
     if "imported" in store.provenance:
         raise InputError(f"{path} holds weights imported from elsewhere, which are not trained on: choose another --out")
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"{path}: finished before; nothing to train")
     elif stop := train_stored(args, config, data, store):
         return _stopped(args, store, stop)
-    return _report(args, store)
+    return _report(args, config, store)
 
 
 def check_origin(store: RunStore, config: TrainConfig, data: LongTailData) -> None:
@@ -97,32 +96,21 @@ def check_origin(store: RunStore, config: TrainConfig, data: LongTailData) -> No
         )
 
 
-def slug(config: TrainConfig) -> str:
-    """Return a folder name that a person can read and that no other configuration has."""
-    identity = json.dumps(config.identity(), sort_keys=True)
-    factor = "" if config.imb_factor is None else f"if{config.imb_factor:g}"
-    words = (
-        config.dataset,
-        factor,
-        config.arch,
-        config.loss,
-        config.opt,
-        f"seed{config.seed}",
-        hashlib.sha256(identity.encode()).hexdigest()[:8],
-    )
-    return "-".join(re.sub(r"[^a-z0-9.]+", "_", word.lower()).strip("_.") for word in words if word)
-
-
 def _config(args: argparse.Namespace) -> TrainConfig:
-    given = given_settings(args)
+    stored = _stored(args)
+    given = given_settings(args, stored)
     if "imb_factor" in given and (note := read_imb_factor(given["imb_factor"])[1]):
         say(args, f"note: {note}")
     if args.gpu is not None:
         given["device"] = _gpu(args)
+    return TrainConfig.from_dict(stored | given)
+
+
+def _stored(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the run to resume; without --resume, none."""
     if args.resume and args.out is None:
         raise InputError("--resume needs --out: name the run folder to continue")
-    stored = RunStore.open(args.out).config if args.resume else {}
-    return TrainConfig.from_dict(stored | given)
+    return RunStore.open(args.out).config if args.resume else {}
 
 
 def _gpu(args: argparse.Namespace) -> str:
@@ -155,17 +143,16 @@ def _stopped(args: argparse.Namespace, store: RunStore, stop: Stop) -> int:
     return stop.status
 
 
-def _report(args: argparse.Namespace, store: RunStore) -> int:
-    """Print the last epoch's accuracies and, beside them, those of the epoch that is best on the test images."""
-    table = store.metrics().dropna(subset=["test_accuracy/all"])
-    last, best = table.iloc[-1], table.loc[table["test_accuracy/all"].idxmax()]
-    groups = [group for group in GROUPS if f"test_accuracy/{group}" in table]
-    say(args, f"\n{'test accuracy in %':36}" + "".join(f"{group:>8}" for group in groups))
-    for name, row in (("last", last), ("best on test", best)):
-        for measure, words in (("test_accuracy", ""), ("test_accuracy_flip", ", flips averaged")):
-            if f"{measure}/all" in table:
-                cells = "".join(f"{100 * row[f'{measure}/{group}']:8.1f}" for group in groups)
-                say(args, f"{f'epoch {row.epoch:.0f}, {name}{words}':36}{cells}")
+def _report(args: argparse.Namespace, config: TrainConfig, store: RunStore) -> int:
+    """Print the result's accuracies and, beside them, those of the other choices of epoch and of flips."""
+    table = store.metrics()
+    result, choices = choose(table, config.selection, config.flip_average), every_choice(table)
+    groups = [group for group in GROUPS if group in result.accuracy]
+    lines = {f"{'*' if choice == result else ' '} {choice.words}": choice.accuracy for choice in choices}
+    width = max(map(len, lines)) + 2
+    say(args, f"\n{'test accuracy in %; * the result':{width}}" + "".join(f"{group:>8}" for group in groups))
+    for name, accuracy in lines.items():
+        say(args, f"{name:{width}}" + "".join(f"{100 * accuracy[group]:8.1f}" for group in groups))
     say(args, f"\nnext: landscape spectrum {store.path}")
     emit_json(
         args,
@@ -174,8 +161,9 @@ def _report(args: argparse.Namespace, store: RunStore) -> int:
             "finished": store.finished,
             "config": store.config,
             "epochs": store.epochs,
-            "last": last.dropna().to_dict(),
-            "best_on_test": best.dropna().to_dict(),
+            "result": result.document,
+            "last": choose(table, "last", False).row,
+            "best_on_test": choose(table, "test_best", False).row,
         },
     )
     return 0

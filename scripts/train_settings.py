@@ -2,10 +2,13 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any
 
 from landscape.configuration import TrainConfig
+from landscape.recipes import filled
 
 # The SSE-SAM release's names.
 ALIASES = {"eval_every": ("--print_freq",), "batch_size": ("-bz",), "weight_decay": ("-wd",)}
@@ -17,10 +20,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         _add_setting(parser, setting)
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the command line gives; those that it leaves out are absent."""
+def given_settings(args: argparse.Namespace, stored: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the settings that the command line gives, and below them those of the recipe that it names.
+
+    What neither gives is absent. A run that is `stored` has its settings: a recipe is then a name and fills in nothing.
+    """
     given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
-    return given | {"loss_options": dict(given["loss_options"])} if "loss_options" in given else given
+    if "loss_options" in given:
+        given["loss_options"] = dict(given["loss_options"])
+    return given if stored else filled(given)
 
 
 def _add_setting(parser: argparse.ArgumentParser, setting: Any) -> None:
