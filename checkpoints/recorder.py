@@ -47,6 +47,11 @@ class Recorder:
         self._drop_rows_from(self._point.epoch + 1 if self._point else 0)
         self._check_agreement()
 
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv up to now, as text; of those behind the resume point, which come again, none."""
+        return [dict(row) for row in self._rows]
+
     def checkpoint(self, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """Store parameters and buffers by their state_dict names, after `epoch` epochs."""
         self._store.write(Checkpoint(epoch, arrays, self._store.origin))

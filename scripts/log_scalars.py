@@ -4,7 +4,9 @@ metrics.csv is the truth: whoever begins to write starts the folder's event file
 there once, however often the run was stopped, killed or continued.
 """
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +33,42 @@ class Scalars:
         self._rows = list(rows)
 
     def __enter__(self) -> "Scalars":
-        for path in self.folder.glob(OURS):
-            path.unlink()
-        self._writer = writer_class()(log_dir=str(self.folder))
-        for row in self._rows:
-            self._add(row)
-        self._writer.flush()
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+        with self._named():
+            for path in self.folder.glob(OURS):
+                path.unlink()
+            self._writer = writer_class()(log_dir=str(self.folder))
+        self._write(self._rows)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._writer.close()
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        try:
+            with self._named(), suppress(OSError) if kind else nullcontext():     # what went wrong first is told
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch's row; whoever watches sees it at once."""
-        self._add(row)
-        self._writer.flush()
+        self._write([row])
 
-    def _add(self, row: Mapping[str, Any]) -> None:
-        epoch = int(row["epoch"])
-        for name, value in row.items():
-            if name != "epoch" and value not in (None, ""):
-                self._writer.add_scalar(name, float(value), epoch)
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        with self._named():
+            for row in rows:
+                for name, value in row.items():
+                    if name != "epoch" and value is not None:
+                        self._writer.add_scalar(name, float(value), int(row["epoch"]))
+            self._writer.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:    # of a full disk names no file
+            error.filename = error.filename or str(self.folder)
+            raise
+
+    def _thread_failed(self, failure: Any) -> None:
+        # TensorBoard writes in a thread, and hands its error to the next call: it need not be shown twice.
+        if not isinstance(failure.exc_value, OSError):
+            self._hook(failure)

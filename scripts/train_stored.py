@@ -44,7 +44,7 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
         done = (int(point["epochs_done"]) if point else 0, steps_into_epoch(point))
         _begin(args, config, data, store, f"after {_position(config, *done, steps)}" if any(done) else "")
         total = _num_steps(config, steps)
-        with _scalars(args, store) as scalars, Progress(total, "training", quiet=quiet) as bar:
+        with _scalars(args, store, recorder.rows) as scalars, Progress(total, "training", quiet=quiet) as bar:
             bar.update(min(done[0] * steps + done[1], total))
 
             def progress(row: dict[str, float]) -> None:
@@ -117,8 +117,8 @@ def _row_line(row: dict[str, float], epochs: int) -> str:
     return "  ".join(parts)
 
 
-def _scalars(args: argparse.Namespace, store: RunStore):
-    return Scalars(store.path, store.metrics().to_dict("records")) if args.tensorboard else nullcontext()
+def _scalars(args: argparse.Namespace, store: RunStore, rows: list[dict[str, str]]):
+    return Scalars(store.path, rows) if args.tensorboard else nullcontext()
 
 
 @contextmanager
