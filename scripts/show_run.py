@@ -11,6 +11,8 @@ from checkpoints.layout import KINDS
 from checkpoints.records import Curvature, Estimate, Surface
 from checkpoints.schema import read_record
 from checkpoints.store import RunStore
+from landscape.recipes import departures, recipe_named
+from scripts.chosen_epoch import choose
 from scripts.options import add_common_arguments, emit_json, say
 
 NAME = "inspect"
@@ -40,8 +42,8 @@ def describe(store: RunStore) -> dict[str, Any]:
     surfaces = [_surface(record) for record in _readable(store, "surface", damaged)]
     return {
         "run": str(store.path), "finished": store.finished, "config": store.config, "provenance": store.provenance,
-        "epochs": store.epochs, "metrics": last_metrics(store), "curvatures": curvatures, "surfaces": surfaces,
-        "damaged": damaged,
+        "epochs": store.epochs, "metrics": last_metrics(store), "result": _result(store), "recipe": _recipe(store.config),
+        "curvatures": curvatures, "surfaces": surfaces, "damaged": damaged,
     }
 
 
@@ -52,6 +54,21 @@ def last_metrics(store: RunStore) -> dict[str, Any]:
     last = {name: table[["epoch", name]].dropna().tail(1) for name in columns}
     return {name: {"epoch": int(row["epoch"].item()), "value": row[name].item()}
             for name, row in last.items() if len(row)}
+
+
+def _result(store: RunStore) -> dict[str, Any] | None:
+    result = choose(store.metrics(), store.config.get("selection", "last"), store.config.get("flip_average", False))
+    return result and result.document | {"words": result.words}
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a run's recipe and where the run departs from it; None for a run without one."""
+    if config.get("recipe") is None:
+        return None
+    recipe = recipe_named(config["recipe"])
+    differing = {name: {"recipe": said, "run": here} for name, (said, here) in departures(config).items()}
+    return {"name": config["recipe"], "source": recipe.source, "differs": differing, "traps": list(recipe.traps),
+            "inexpressible": list(recipe.inexpressible)}
 
 
 def _readable(store: RunStore, kind: str, damaged: list[str]) -> Iterator[Any]:
@@ -90,11 +107,13 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"{document['run']}: {_state(document)}"
     yield "\nconfiguration"
     yield from _pairs(document["config"])
+    yield from _recipe_lines(document["recipe"])
     yield "\nprovenance"
     yield from _pairs({name: value for name, value in document["provenance"].items() if name != "imported"})
     yield from _import_lines(document["provenance"].get("imported", {}))
     yield f"\ncheckpoints at epochs: {', '.join(map(str, document['epochs'])) or 'none'}"
     yield from _metrics_lines(document["metrics"])
+    yield from _result_lines(document["result"])
     yield from _curvature_lines(document["curvatures"])
     yield from _surface_lines(document["surfaces"])
 
@@ -102,6 +121,28 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
 def _state(document: dict[str, Any]) -> str:
     done = "finished" if document["finished"] else "not finished"
     return f"imported, {done}" if "imported" in document["provenance"] else f"training {done}"
+
+
+def _recipe_lines(recipe: dict[str, Any] | None) -> Iterator[str]:
+    if recipe is None:
+        return
+    yield f"\nrecipe {recipe['name']} ({recipe['source']})"
+    if recipe["differs"]:
+        yield "  differs from the recipe:"
+        yield from _pairs({f"  {name}": f"{pair['recipe']} in the recipe, {pair['run']} here"
+                           for name, pair in recipe["differs"].items()})
+    else:
+        yield "  differs from the recipe in no setting"
+    for title, lines in (("what no setting here expresses:", recipe["inexpressible"]),
+                         ("to know when comparing with what was published:", recipe["traps"])):
+        yield from (f"  {title}", *(f"    {line}" for line in lines)) if lines else ()
+
+
+def _result_lines(result: dict[str, Any] | None) -> Iterator[str]:
+    if result:
+        plain = {group: value for group, value in result["accuracy"].items() if not group.startswith("class:")}
+        yield f"\nresult: test accuracy at {result['words']}"
+        yield "  " + ", ".join(f"{group} {value:.2%}" for group, value in plain.items())
 
 
 def _import_lines(imported: dict[str, Any]) -> Iterator[str]:
