@@ -8,68 +8,18 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
+from disturbed_runs import EPOCHS, SETTINGS, STEPS, at_step, landscape_train, same_runs, send, texts_of_log
 
 from checkpoints.store import RunStore
-from scripts import interruptions, train_stored
+from scripts import interruptions
 from scripts.cli import main
 from scripts.interruptions import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
-EPOCHS, STEPS = 4, 7
-SETTINGS = f"""--dataset synthetic --epochs {EPOCHS} --batch_size 16 --print_freq 2 --opt ssesam --gamma 0.5 --eta 30
- --checkpoint_epochs every:2 --seed 3 --arch {__name__}:Net""".split()
 LARGE = 1 << 30
-
-
-class Net(nn.Module):
-    """What makes it hard to go on in the middle: running statistics and dropout."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
-                                    nn.Linear(36, num_classes))
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-class Indeterminate(Net):
-    def forward(self, x):
-        return super().forward(x) + torch.zeros(1).put_(torch.tensor([0]), torch.zeros(1))
-
-
-def landscape_train(out, *words):
-    return main(["train", *SETTINGS, "--quiet", "--out", str(out), *map(str, words)])
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """Do something after the step of this number, counted from 1 over all steps of one call."""
-    train = train_stored.train
-
-    def do(step, action):
-        def counting(config, *, on_step, **options):
-            done = [0]
-
-            def counted(steps):
-                on_step(steps)
-                done[0] += steps
-                if done[0] == step:
-                    action()
-            return train(config, on_step=counted, **options)
-        monkeypatch.setattr(train_stored, "train", counting)
-    yield do
-
-
-def send(number):
-    return lambda: os.kill(os.getpid(), number)
 
 
 @pytest.fixture(scope="module")
@@ -79,31 +29,12 @@ def straight(tmp_path_factory):
     return path
 
 
-def same_runs(one, other):
-    stores = [RunStore.open(path) for path in (one, other)]
-    points = []
-    for store in stores:
-        with store.writer():
-            points.append({"resume": store.recorder().resumed()} | {r.epoch: r.arrays for r in store.records("checkpoint")})
-    tables = [store.metrics().drop(columns="seconds") for store in stores]
-    return (tables[0].equals(tables[1]) and points[0].keys() == points[1].keys()
-            and all(points[0][key].keys() == points[1][key].keys() for key in points[0])
-            and all(np.array_equal(points[0][key][name], points[1][key][name]) for key in points[0] for name in points[0][key])
-            and all(store.finished for store in stores))
-
-
-def texts_of_log(path):
-    lines = [line.split("  ", 1) for line in (path / "train.log").read_text().splitlines()]
-    assert all(datetime.fromisoformat(time).tzinfo for time, _ in lines)
-    return [text for _, text in lines]
-
-
 @pytest.mark.parametrize("number, status, step", [
     (signal.SIGTERM, 0, 1), (signal.SIGUSR1, 0, 10), (signal.SIGINT, 130, STEPS), (signal.SIGTERM, 0, EPOCHS * STEPS)],
     ids=["SIGTERM at the first step", "SIGUSR1 inside an epoch", "SIGINT at an epoch's last step", "SIGTERM at the last step"])
 def test_a_signal_ends_after_the_step_at_hand_and_the_rest_has_the_same_bits(
-        number, status, step, tmp_path, at_step, straight, capsys, monkeypatch):
-    at_step(step, send(number))
+        number, status, step, tmp_path, straight, capsys, monkeypatch):
+    at_step(monkeypatch, step, send(number))
     assert landscape_train(tmp_path / "run") == status
     epochs, inside = divmod(step - 1, STEPS)
     told = (f"{tmp_path / 'run'}: stopped by {number.name} after {epochs} of {EPOCHS} epochs and {inside + 1} of {STEPS} steps, "
@@ -116,9 +47,9 @@ def test_a_signal_ends_after_the_step_at_hand_and_the_rest_has_the_same_bits(
     assert capsys.readouterr().err.count("continuing") == 0
 
 
-def test_a_run_stopped_again_and_again_ends_in_the_same_bits(tmp_path, at_step, straight, monkeypatch):
+def test_a_run_stopped_again_and_again_ends_in_the_same_bits(tmp_path, straight, monkeypatch):
     for step in (3, 2, STEPS - 1, 5, 1):
-        at_step(step, send(signal.SIGTERM))
+        at_step(monkeypatch, step, send(signal.SIGTERM))
         assert landscape_train(tmp_path) == 0
         monkeypatch.undo()
     assert landscape_train(tmp_path) == 0 and same_runs(tmp_path, straight)
@@ -130,8 +61,8 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits(tmp_path, at_step, 
         f"epoch {epoch}" for epoch in range(1, EPOCHS + 1)]
 
 
-def test_json_tells_of_a_stop_and_where_a_run_is_computed_is_in_the_words_to_go_on(tmp_path, at_step, capsys):
-    at_step(2, send(signal.SIGTERM))
+def test_json_tells_of_a_stop_and_where_a_run_is_computed_is_in_the_words_to_go_on(tmp_path, capsys, monkeypatch):
+    at_step(monkeypatch, 2, send(signal.SIGTERM))
     words = [word for word in SETTINGS if word != "--quiet"]
     assert main(["train", *words, "--json", "--threads", "1", "--deterministic", "--out", str(tmp_path / "a run")]) == 0
     shown = capsys.readouterr()
@@ -141,8 +72,8 @@ def test_json_tells_of_a_stop_and_where_a_run_is_computed_is_in_the_words_to_go_
     assert f"--out '{tmp_path / 'a run'}' --deterministic --threads 1\n" in shown.err
 
 
-def test_a_loss_that_is_not_finite_is_no_point_to_go_on_from(tmp_path, at_step, capsys):
-    at_step(3, send(signal.SIGTERM))
+def test_a_loss_that_is_not_finite_is_no_point_to_go_on_from(tmp_path, capsys, monkeypatch):
+    at_step(monkeypatch, 3, send(signal.SIGTERM))
     assert landscape_train(tmp_path, "--lr", "1e30") == 2
     shown = capsys.readouterr().err
     assert "training diverged" in shown and shown.count("\n") == 1 and not (tmp_path / "resume.h5").exists()
@@ -223,8 +154,8 @@ def refused_in_one_line(capsys, path, name, reason="File too large"):
 
 @pytest.mark.parametrize("step, size, name", [
     (1, 100, "metrics.csv"), (STEPS + 1, 2000, "checkpoints/epoch-0002.h5"), (2 * STEPS + 1, 2000, "resume.h5")])
-def test_a_full_disk_is_one_line_and_costs_at_most_the_epoch(step, size, name, tmp_path, at_step, straight, capsys, monkeypatch):
-    at_step(step, fill(size))
+def test_a_full_disk_is_one_line_and_costs_at_most_the_epoch(step, size, name, tmp_path, straight, capsys, monkeypatch):
+    at_step(monkeypatch, step, fill(size))
     with disk_of(LARGE):
         assert landscape_train(tmp_path) == 2
     assert refused_in_one_line(capsys, tmp_path, name)
@@ -236,8 +167,8 @@ def test_a_full_disk_is_one_line_and_costs_at_most_the_epoch(step, size, name, t
     assert landscape_train(tmp_path) == 0 and same_runs(tmp_path, straight)
 
 
-def test_a_disk_too_full_for_a_stop_keeps_the_resume_point_before_it(tmp_path, at_step, straight, capsys, monkeypatch):
-    at_step(STEPS + 3, lambda: (fill(2000)(), send(signal.SIGTERM)()))
+def test_a_disk_too_full_for_a_stop_keeps_the_resume_point_before_it(tmp_path, straight, capsys, monkeypatch):
+    at_step(monkeypatch, STEPS + 3, lambda: (fill(2000)(), send(signal.SIGTERM)()))
     with disk_of(LARGE):
         assert landscape_train(tmp_path) == 2
     assert refused_in_one_line(capsys, tmp_path, "resume.h5")
@@ -287,8 +218,8 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, capsys):
     assert f"{tmp_path / 'locked' / 'run'}: Permission denied" in capsys.readouterr().err
 
 
-def test_a_second_process_on_the_same_run_is_refused(tmp_path, at_step, capsys, monkeypatch):
-    at_step(1, send(signal.SIGTERM))
+def test_a_second_process_on_the_same_run_is_refused(tmp_path, capsys, monkeypatch):
+    at_step(monkeypatch, 1, send(signal.SIGTERM))
     landscape_train(tmp_path)
     monkeypatch.undo()
     capsys.readouterr()
