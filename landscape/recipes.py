@@ -138,8 +138,7 @@ RANGWANI = Recipe(
         "in the run script, the SGD lines of DRW on CIFAR-100 pass cifar10",
         "on iNaturalist, the weight decay of CE is not recorded: ImageNet-LT's is used",
     ),
-    inexpressible=("radii that change during training, an option on CIFAR and the rule on large data",
-                   "the order in which its seed shuffles a class before images are kept: another subset of the same sizes"),
+    inexpressible=("radii that change during training: an option on CIFAR, the rule on large data",),
 )
 
 GKP_GSA = Recipe(
