@@ -128,5 +128,9 @@ def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
 def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str) -> Batches:
     pieces = np.split(chosen, range(batch_size, len(chosen), batch_size))
     kind = torch.float64 if dtype == "float64" else torch.float32
-    taken = [split.take(piece).to(subject.device) for piece in pieces]
-    return [(subject.data.inputs(part.images, kind), part.labels) for part in taken]
+    read = split.batches([torch.from_numpy(piece).to(split.labels.device) for piece in pieces])
+    taken = [(subject.data.inputs(images.to(subject.device), kind), labels.to(subject.device)) for images, labels in read
+             if len(labels)]
+    if not taken:
+        raise InputError(f"none of the {len(chosen)} images asked for can be read: {len(split.skipped)} are broken")
+    return taken
