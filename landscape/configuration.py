@@ -17,6 +17,7 @@ from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
 from landscape.losses import LOSSES, loss_name, loss_options
 from landscape.optimizers import BATCHNORM, FORMS, GAMMA_RULES, WEIGHTINGS
+from landscape.precision import PRECISIONS
 from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES
 from landscape.settings import read_setting, setting
@@ -152,6 +153,15 @@ class TrainConfig:
         None, "stop after so many steps, in the middle of an epoch if need be", kind=int, low=1
     )
     dtype: str = setting("float32", "type of parameters and images", choices=DTYPES)
+    precision: str = setting(
+        "float32",
+        "forward and backward in float32, in tf32 or bf16, or in float16 with a scaled loss (amp16)",
+        choices=PRECISIONS,
+    )
+    accumulate: int = setting(1, "pieces of a batch, one forward after the other: less memory", kind=int, low=1)
+    channels_last: bool = setting(False, "keep images and filters with the channels last in memory", kind=bool)
+    fused: bool = setting(False, "torch's fused SGD", kind=bool)
+    compile: bool = setting(False, "compile the network with torch.compile", kind=bool)
     device: str = setting("auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
     threads: int | None = setting(None, "CPU threads of torch; default: torch's", kind=int, low=1)
 
@@ -222,6 +232,9 @@ def _check_together(config: TrainConfig) -> None:
         )
     if config.many is not None and config.few is not None and config.few > config.many:
         raise InputError(f"many={config.many:g}, few={config.few:g} are out of range: expected few <= many")
+    if config.precision != "float32" and config.dtype != "float32":
+        raise InputError(f"precision={config.precision!r} lowers float32: expected dtype='float32', not {config.dtype!r}, "
+                         "or precision='float32'")
     known = loss_options(config.loss)
     for option in config.loss_options:
         if option not in known:

@@ -95,6 +95,10 @@ class Processes:
             raise InputError("the processes multiply different vectors: seed the generators alike on every rank")
         return result
 
+    def on_first(self, compute: Callable[[], T]) -> T:
+        """Return on every process what `compute` gives on the first, the only one that runs it; its errors are all's."""
+        return self.first(self.together(compute if self.rank == 0 else lambda: None))
+
     def first(self, value: T) -> T:
         """Return what the first process passed."""
         held = [value]

@@ -258,15 +258,16 @@ FORMS: dict[str, Callable[..., GroupSAM]] = {
 }
 
 
-def build_optimizer(config, model: nn.Module) -> GroupSAM:
+def build_optimizer(config, model: nn.Module, processes: Processes = Processes()) -> GroupSAM:
     """Build the form that `config.opt` names around torch's SGD with its lr, momentum and weight_decay."""
     form = FORMS[_choice("opt", config.opt, tuple(FORMS))]
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
-    base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+                           fused=config.fused or None)  # None is torch's own choice: foreach on a GPU
     switches = ("weighting", "batchnorm", "restore", "norm_epsilon")
-    return form(base, model, config, **{name: getattr(config, name) for name in switches})
+    return form(base, model, config, processes=processes, **{name: getattr(config, name) for name in switches})
 
 
 def _plus(terms: list[Tensor]) -> Tensor:

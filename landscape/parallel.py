@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from landscape.ascent import Gradient
 from landscape.batchnorm import normalizers
 from landscape.distributed import Processes
+from landscape.errors import InputError
 
 PARTED = ("seed alike before the model is built, on every rank, and let no parameter take part in the loss on some ranks "
           "only")
@@ -43,6 +44,13 @@ def refuse_different_parameters(processes: Processes, parameters: list[Tensor]) 
         for p in parameters:
             digest.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         processes.refuse_different("the parameters", digest.hexdigest(), PARTED)
+
+
+def one_gpu_each(device: torch.device, processes: Processes) -> None:
+    """Raise InputError where a device by number would put all processes on one GPU."""
+    if processes.count > 1 and device.type == "cuda" and device.index is not None:
+        raise InputError(f"device='{device}' puts all {processes.count} processes on one GPU: leave it out, so that each "
+                         "takes its own, or start one process")
 
 
 def synchronized(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:

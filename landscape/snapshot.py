@@ -3,6 +3,7 @@
     model/<state_dict name>             parameters and buffers
     optimizer/<parameter index>/<name>  the base optimizer's state, momentum for one
     epochs_done                         the number of epochs done, which also decides the optimizer's stage
+    scaler/<name>                       with precision amp16: the scale of the loss, and the steps since it changed
 """
 
 from collections.abc import Mapping
@@ -21,18 +22,20 @@ def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: _array(name, value) for name, value in model.state_dict().items()}
 
 
-def snapshot(model: nn.Module, optimizer: GroupSAM) -> dict[str, Any]:
+def snapshot(model: nn.Module, optimizer: GroupSAM, scaler: "torch.amp.GradScaler | None" = None) -> dict[str, Any]:
     """Return everything that training needs to go on from here."""
     arrays = {f"model/{name}": array for name, array in state_arrays(model).items()}
     for index, entries in optimizer.state_dict()["state"].items():
         arrays |= {
             f"optimizer/{index}/{name}": _array(name, value) for name, value in entries.items() if value is not None
         }
+    arrays |= {f"scaler/{name}": value for name, value in (scaler.state_dict() if scaler else {}).items()}
     return arrays | {"epochs_done": optimizer.epochs_done}
 
 
-def restore_snapshot(model: nn.Module, optimizer: GroupSAM, arrays: Mapping[str, Any]) -> int:
-    """Give model and optimizer what `snapshot` returned; return the number of epochs done."""
+def restore_snapshot(model: nn.Module, optimizer: GroupSAM, arrays: Mapping[str, Any],
+                     scaler: "torch.amp.GradScaler | None" = None) -> int:
+    """Give model, optimizer and scaler what `snapshot` returned; return the number of epochs done."""
     state: dict[int, dict[str, Tensor]] = {}
     for name in arrays:
         kind, _, rest = name.partition("/")
@@ -40,6 +43,9 @@ def restore_snapshot(model: nn.Module, optimizer: GroupSAM, arrays: Mapping[str,
             index, _, entry = rest.partition("/")
             state.setdefault(int(index), {})[entry] = torch.tensor(arrays[name])
     load_arrays(model, {name.removeprefix("model/"): arrays[name] for name in arrays if name.startswith("model/")})
+    if scaler and "scaler/scale" in arrays:
+        known = scaler.state_dict()
+        scaler.load_state_dict({name: type(known[name])(arrays[f"scaler/{name}"]) for name in known})
     epochs_done = int(arrays["epochs_done"])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state, "epochs_done": epochs_done})
     return epochs_done

@@ -24,15 +24,19 @@ from landscape.batches import batch_sizes, shuffled_batches
 from landscape.batchnorm import evaluation_mode
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData, load_data
+from landscape.distributed import Processes
 from landscape.errors import DivergedError, InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
-from landscape.losses import build_loss, drw_weights, needs_cosine_head
+from landscape.losses import needs_cosine_head
 from landscape.models import build_model
-from landscape.optimizers import Closure, GroupSAM, build_optimizer
+from landscape.optimizers import GroupSAM, build_optimizer
+from landscape.parallel import average_running_statistics, batchnorm_note, one_gpu_each, synchronized
 from landscape.partial_epoch import PartialEpoch
+from landscape.precision import float32_precision
 from landscape.schedules import learning_rate
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
+from landscape.steps import TrainingStep
 
 __all__ = ["Recorder", "TrainConfig", "TrainResult", "build_network", "check_outputs", "choose_device", "train", "training_data"]
 
@@ -62,11 +66,13 @@ class TrainResult:
     epochs_done: int                 # over all calls; an epoch cut short by max_steps counts
     config: TrainConfig              # with the defaults that depend on the data filled in
     stopped: bool = False            # whether `stop` ended it before its last epoch was done
+    notes: tuple[str, ...] = ()      # in what the result is another than one process's
 
 
 def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Module | None = None,
           recorder: Recorder | None = None, progress: Callable[[dict[str, float]], None] | None = None,
-          on_step: Callable[[int], None] | None = None, stop: Callable[[], bool] | None = None) -> TrainResult:
+          on_step: Callable[[int], None] | None = None, stop: Callable[[], bool] | None = None,
+          processes: Processes = Processes()) -> TrainResult:
     """Train a network; return it with one row of metrics an epoch.
 
     `data` and `model` replace what the configuration names; a model is trained in place. Where the recorder has a point
@@ -77,27 +83,33 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
     evaluated epochs what `evaluate` returns, and skipped_images, the number so far, where broken images were left out.
     Raises DivergedError, naming epoch and step, where the training loss stops being finite; nothing is recorded of that
     epoch.
+
+    With `processes`, as `landscape.distributed.init_from_environment` gives them, each takes its share of every batch.
+    All must be given the same data and the same initial weights; the first alone evaluates, records and calls `progress`.
     """
     data = training_data(config) if data is None else data
     config = config.resolved(data)
-    with _threads(config.threads):
-        run = _Run(config, data, model)
-        point = recorder.resumed() if recorder else None
+    recorder = recorder if processes.rank == 0 else None
+    with _threads(config.threads), float32_precision(config.precision):
+        run = _Run(config, data, model, processes)
+        point = processes.first(recorder.resumed() if recorder else None)
         start, rows = run.resume_from(point), []
         if recorder and point is None and 0 in config.kept_epochs():
             recorder.checkpoint(0, state_arrays(run.model))
+        note = batchnorm_note(run.model, processes, run.device)
+        notes = (note,) if note else ()
         for epoch in range(start, run.num_epochs):
             row = run.epoch(epoch, on_step or (lambda steps: None), stop or (lambda: False))
             if row is None:
                 if recorder:
-                    recorder.resume(snapshot(run.model, run.optimizer) | run.partial.arrays())
-                return TrainResult(run.model, rows, epoch, config, stopped=True)
+                    recorder.resume(run.snapshot() | run.partial.arrays())
+                return TrainResult(run.model, rows, epoch, config, True, notes)
             rows.append(row)
-            if recorder:
-                _record(recorder, run, row)
-            if progress:
+            if recorder or processes.count > 1:
+                processes.together(lambda: recorder and _record(recorder, run, row))
+            if progress and processes.rank == 0:
                 progress(row)
-    return TrainResult(run.model, rows, max(start, run.num_epochs), config)
+    return TrainResult(run.model, rows, max(start, run.num_epochs), config, notes=notes)
 
 
 def training_data(config: TrainConfig, data_dir: str | Path | None = None, progress: bool = True) -> LongTailData:
@@ -132,17 +144,17 @@ def choose_device(name: str) -> torch.device:
 class _Run:
     """A network, its data, and what is needed to train the one on the other."""
 
-    def __init__(self, config: TrainConfig, data: LongTailData, model: nn.Module | None):
+    def __init__(self, config: TrainConfig, data: LongTailData, model: nn.Module | None, processes: Processes):
         self.config, self.device, self.dtype = config, choose_device(config.device), getattr(torch, config.dtype)
-        self.data = data.to(self.device)
-        self.model = (build_network(config, data) if model is None else model).to(self.device, self.dtype)
+        one_gpu_each(self.device, processes)
+        self.processes, self.data = processes, data.to(self.device)
+        model = synchronized(build_network(config, data) if model is None else model, processes, self.device)
+        self.model = model.to(self.device, self.dtype)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         check_outputs(self.model, self.data, self.dtype)
-        self.optimizer: GroupSAM = build_optimizer(config, self.model)
-        self.loss = build_loss(config.loss, data.counts, **config.loss_options).to(self.device, self.dtype)
-        self.class_weights = None
-        if config.drw_epoch is not None:
-            self.class_weights = drw_weights(data.counts, config.drw_beta).to(self.device, self.dtype)
-        self.membership = ClassGroups.head_tail(data.counts, config.eta).membership(self.device)
+        self.optimizer: GroupSAM = build_optimizer(config, self.model, processes)
+        self.step = TrainingStep(config, data, self.model, self.optimizer, self.device, self.dtype, processes)
         self.groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few).with_classes()
         self.sizes = batch_sizes(len(data.train), config.batch_size)
         self.partial = PartialEpoch()   # steps done in the epoch at hand, before it is begun or after a stop
@@ -158,7 +170,11 @@ class _Run:
         if arrays is None:
             return 0
         self.partial = PartialEpoch.read(arrays, self.device)
-        return restore_snapshot(self.model, self.optimizer, arrays)
+        return restore_snapshot(self.model, self.optimizer, arrays, self.step.scaler)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what `resume_from` takes."""
+        return snapshot(self.model, self.optimizer, self.step.scaler)
 
     def epoch(self, epoch: int, on_step: Callable[[int], None], stop: Callable[[], bool]) -> dict[str, float] | None:
         """Train the epoch with this index, evaluate where it is due, and return the row of metrics; None once stopped."""
@@ -166,6 +182,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         train_loss = self._train_epoch(epoch, on_step, stop)
+        average_running_statistics(self.model, self.processes)
         if train_loss is None:
             return None
         self.optimizer.end_epoch()
@@ -173,7 +190,7 @@ class _Run:
                "tail_rho": radii.get("tail", radii.get("all")), "seconds": self.partial.seconds + time.perf_counter() - start}
         self.partial = PartialEpoch()
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
-            row |= evaluate(self.model, self.data, self.groups)
+            row |= self.processes.on_first(lambda: evaluate(self.model, self.data, self.groups))
         return row | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
 
     def _train_epoch(self, epoch: int, on_step: Callable[[int], None], stop: Callable[[], bool]) -> float | None:
@@ -184,10 +201,12 @@ class _Run:
         augmentation = augmentation if self.config.augment else None
         batches = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype)
         losses = list(self.partial.losses)
-        with _global_seed(network, self.device):
-            self.partial.set_generators(self.device)
+        # One stream for each process: the same dropout in all shares of a batch would be no chance.
+        with _global_seed(network + self.processes.rank, self.device):
+            if self.processes.rank == 0:    # whose state the resume point holds; the others draw from the epoch's start
+                self.partial.set_generators(self.device)
             for inputs, labels in islice(batches, len(losses), len(sizes)):
-                losses.append(self.optimizer.step(self._closure(inputs, labels, epoch)))
+                losses.append(self.step(inputs, labels, epoch))
                 on_step(1)
                 if stop():
                     _mean_loss(torch.stack(losses), sizes[:len(losses)], epoch, self.model, self.config)
@@ -196,27 +215,13 @@ class _Run:
                     return None
         return _mean_loss(torch.stack(losses), sizes, epoch, self.model, self.config)
 
-    def _closure(self, inputs: Tensor, labels: Tensor, epoch: int) -> Closure:
-        masks = {group: table[labels] for group, table in self.membership.items()}
-        weights = None
-        if self.class_weights is not None and epoch >= self.config.drw_epoch:
-            # Times |B| over their sum, so that the mean over the batch is torch's weighted mean, as in LDAM-DRW.
-            weights = self.class_weights[labels]
-            weights = weights * (len(labels) / weights.sum())
-
-        def closure() -> tuple[Tensor, dict[str, Tensor]]:
-            losses = self.loss(self.model(inputs), labels)
-            return losses if weights is None else losses * weights, masks
-
-        return closure
-
 
 def _record(recorder: Recorder, run: _Run, row: dict[str, float]) -> None:
     done = row["epoch"]
     if done in run.config.kept_epochs() or done == run.num_epochs:
         recorder.checkpoint(done, state_arrays(run.model))
     recorder.epoch(row)
-    recorder.resume(snapshot(run.model, run.optimizer))
+    recorder.resume(run.snapshot())
 
 
 @torch.no_grad()

@@ -521,6 +521,7 @@ def config(**changes):
         "batchnorm": "clean",
         "restore": "copy",
         "norm_epsilon": 0.0,
+        "fused": False,
     }
     return SimpleNamespace(**settings | changes)
 
