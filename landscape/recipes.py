@@ -42,7 +42,8 @@ class Recipe:
 
 CIFAR = ("cifar10", "cifar100")
 # No source does otherwise; a row or a recipe may.
-ALL = {"drw_epoch": None, "normalization": None, "momentum": 0.9, "augment": True, "max_steps": None, "dtype": "float32"}
+ALL = {"drw_epoch": None, "normalization": None, "momentum": 0.9, "augment": True, "max_steps": None, "dtype": "float32",
+       "precision": "float32", "accumulate": 1}
 RELEASED_SAM = {"restore": "subtract", "norm_epsilon": 1e-16, "batchnorm": "every"}     # of SSE-SAM and ImbSAM
 RELEASED_CIFAR = {
     **ALL, "imb_factor": 100.0, "profile": "exp", "subset": "first", "arch": "resnet34", "loss": "CE", "epochs": 200,

@@ -64,7 +64,7 @@ def trained(steps=6, **settings):
     return nn.utils.parameters_to_vector(model.parameters()).detach(), dict(model.named_buffers())
 
 
-# --- which of them move the parameters -----------------------------------------------------------------------------------
+# --- which of them move the parameters ----------------------------------------------------------------------
 
 MOVES = {
     "weighting=double_tail": {"weighting": "double_tail"},
@@ -93,7 +93,7 @@ def test_switches_that_are_no_part_of_the_steps_move_nothing(usual):
     assert torch.equal(trained(**labels)[0], usual)
 
 
-# --- weighting -----------------------------------------------------------------------------------------------------------
+# --- weighting ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3])
@@ -115,7 +115,7 @@ def test_group_means_weight_a_rare_tail_by_its_inverse_share():
     assert torch.allclose(descent(one, weighting="group_mean"), 8 / 7 * head + 8 * tail, rtol=0, atol=1e-13)
 
 
-# --- BatchNorm in the perturbed pass ----------------------------------------------------------------------------------------
+# --- BatchNorm in the perturbed pass ------------------------------------------------------------------------
 
 
 def test_batchnorm_policy_moves_the_running_statistics_and_no_parameter():
@@ -131,7 +131,7 @@ def test_batchnorm_policy_moves_the_running_statistics_and_no_parameter():
     assert (int(every[1].num_batches_tracked), int(clean[1].num_batches_tracked)) == (6, 3)
 
 
-# --- the way back ------------------------------------------------------------------------------------------------------------
+# --- the way back -------------------------------------------------------------------------------------------
 
 
 def there_and_back(value, step, rule):
@@ -163,7 +163,7 @@ def test_in_double_precision_both_ways_back_take_the_same_step():
     assert torch.allclose(descent(tail, restore="subtract"), descent(tail), rtol=0, atol=1e-14)
 
 
-# --- what is added to the norm ------------------------------------------------------------------------------------------------
+# --- what is added to the norm ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epsilon", [1e-16, 1e-12, 1.0])
@@ -194,7 +194,7 @@ def test_unusable_rules_are_refused(settings, told):
         assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
 
 
-# --- the schedule and the switch ----------------------------------------------------------------------------------------------
+# --- the schedule and the switch ----------------------------------------------------------------------------
 
 
 def test_stepped_at_the_start_the_release_begins_below_its_rate_and_ends_at_zero():
@@ -215,7 +215,7 @@ def test_the_released_rule_switches_where_its_product_rounds_to(gamma, ceil, rel
     assert (switch_epoch(gamma, 200, "ceil"), switch_epoch(gamma, 200, "released")) == (ceil, released)
 
 
-# --- which images -------------------------------------------------------------------------------------------------------------
+# --- which images -------------------------------------------------------------------------------------------
 
 
 def test_a_seeded_subset_has_the_same_sizes_and_other_images():
@@ -223,7 +223,7 @@ def test_a_seeded_subset_has_the_same_sizes_and_other_images():
     assert first.counts.tolist() == seeded.counts.tolist() and first.hash != seeded.hash
 
 
-# --- what is reported -----------------------------------------------------------------------------------------------------------
+# --- what is reported ---------------------------------------------------------------------------------------
 
 METRICS = pd.DataFrame({
     "epoch": [1, 2, 3, 4], "test_accuracy/all": [0.25, 0.75, 0.75, 0.5], "test_accuracy/tail": [0.0, 0.5, 0.25, 0.125],
