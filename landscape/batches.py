@@ -29,7 +29,7 @@ def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augm
     """Yield normalized training images (B, C, H, W) and their labels (B,) in batches of the given sizes.
 
     The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none. A batch lacks the
-    broken images that are to be skipped; one that loses all of its images but one to them is an InputError.
+    broken images that are to be skipped; one that has no other is an InputError.
     """
     device = data.train.labels.device
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(order_seed)).to(device)
@@ -43,8 +43,8 @@ def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augm
 
 
 def _rest(found: int, size: int, data: LongTailData) -> int:
-    if found < min(2, size):
-        raise InputError(f"{size - found} of the {size} images of a batch are broken, such as {next(iter(data.skipped))}: "
+    if not found:
+        raise InputError(f"all {size} images of a batch are broken, such as {next(iter(data.skipped))}: "
                          "mend the images, or raise batch_size")
     return found
 
