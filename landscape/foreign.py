@@ -25,14 +25,15 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if in_channels != 3:
         raise InputError(f"in_channels={in_channels} is out of range for arch='torchvision:{name}': its models take 3; "
                          "use timm:NAME or module:callable")
-    models = import_named("torchvision.models", f"torchvision:{name}", "pip install torchvision")
+    models = import_named("torchvision.models", f"torchvision:{name}",
+                          "pip install torchvision, or this package with its extra vision")
     if name not in models.list_models():
         raise _unknown("torchvision", name)
     return models.get_model(name, weights=None, num_classes=num_classes)
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    timm = import_named("timm", f"timm:{name}", "pip install timm")
+    timm = import_named("timm", f"timm:{name}", "pip install timm, or this package with its extra vision")
     if not timm.is_model(name):
         raise _unknown("timm", name)
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)

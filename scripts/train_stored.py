@@ -54,6 +54,7 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
 
             result = train(config, data=data, recorder=recorder, progress=progress, on_step=bar.update,
                            stop=shared_by_processes(asked))
+        _tell_skipped(args, data, store)
         if not result.stopped:
             store.mark_finished()
             store.log("finished")
@@ -97,6 +98,14 @@ def _begin(args: argparse.Namespace, config: TrainConfig, data: LongTailData, st
         store.log(f"note: {note}")
 
 
+def _tell_skipped(args: argparse.Namespace, data: LongTailData, store: RunStore) -> None:
+    """Name on the log each broken image that was left out, and say how many there were."""
+    for file, reason in data.skipped.items():
+        store.log(f"left out: {file} ({reason})")
+    if data.skipped:
+        say(args, f"note: {len(data.skipped)} broken images were left out, named in {store.path / 'train.log'}")
+
+
 def _position(config: TrainConfig, epochs: int, inside: int, steps: int) -> str:
     step = f" and {inside} of {steps} steps" if inside else ""
     return f"{epochs} of {config.epochs} epochs{step}"
@@ -114,6 +123,7 @@ def _tell(row: dict[str, float], config: TrainConfig, store: RunStore, quiet: bo
 def _row_line(row: dict[str, float], epochs: int) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"train loss {row['train_loss']:.4f}"]
     parts += [f"{group} {row[f'test_accuracy/{group}']:.1%}" for group in GROUPS if f"test_accuracy/{group}" in row]
+    parts += [f"{row['skipped_images']} broken images left out"] if "skipped_images" in row else []
     return "  ".join(parts)
 
 
