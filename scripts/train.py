@@ -2,6 +2,7 @@
 
 Every setting of TrainConfig is an option under the name that the literature uses for it. A folder that holds a run of
 the same configuration is continued, or its finished result printed; with another configuration it is refused.
+`torchrun --nproc_per_node N -m scripts.cli train ...` shares each batch among N processes; the first alone writes and prints.
 SIGTERM, SIGUSR1 and Ctrl-C end it after the step at hand, and the same command goes on from there.
 """
 
@@ -20,8 +21,10 @@ from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
+from landscape.distributed import Processes, init_from_environment, main_first
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
+from landscape.parallel import batchnorm_note
 from landscape.training import build_network, choose_device, training_data
 from scripts.chosen_epoch import choose, every_choice
 from scripts.forecast import of_training
@@ -29,7 +32,7 @@ from scripts.log_scalars import writer_class
 from scripts.options import add_common_arguments, emit_json, say
 from scripts.run_folder import open_run, slug
 from scripts.train_settings import add_settings, given_settings
-from scripts.train_stored import GROUPS, Stop, tell_stop, train_stored
+from scripts.train_stored import GROUPS, Stop, tell_stop, train_beside, train_stored
 
 NAME = "train"
 HELP = "train a network on long-tailed data and store its run"
@@ -62,29 +65,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, continue training, or print what a finished run has reached."""
+    with init_from_environment() as processes:
+        if processes.rank > 0:
+            args.quiet, args.json = True, False
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
     config = _config(args)
     if args.tensorboard:
         writer_class()      # say what is missing before anything is loaded
-    data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
+    with main_first():      # where data are downloaded, once
+        data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
     config = config.resolved(data)
     for note in data.notes:
         say(args, f"note: {note}")
     if args.dry_run:
-        return _forecast(args, config, data)
-    build_network(config, data)     # a network that cannot be built leaves no run folder behind
+        return processes.on_first(lambda: _forecast(args, config, data))
+    network = build_network(config, data)       # one that cannot be built leaves no run folder behind
+    if note := batchnorm_note(network, processes, choose_device(config.device)):
+        say(args, f"note: {note}")
     if config.opt in ("imbsam", "ssesam") and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
+    store = processes.together(lambda: None if processes.rank else _store(args, config, data))
+    if store is None:
+        return 0 if processes.first(True) else train_beside(args, config, data, processes)
+    if processes.first(store.finished):
+        say(args, f"{store.path}: finished before; nothing to train")
+    elif stop := train_stored(args, config, data, store, processes):
+        return _stopped(args, store, stop)
+    return _report(args, config, store)
+
+
+def _store(args: argparse.Namespace, config: TrainConfig, data: LongTailData) -> RunStore:
+    """Make the run's folder, or open the one that is there and may be continued."""
     path = args.out or Path("runs") / slug(config)
     store = open_run(path, config, origin(config, data, deterministic=args.deterministic))
     check_origin(store, config, data)
     if "imported" in store.provenance:
         raise InputError(f"{path} holds weights imported from elsewhere, which are not trained on: choose another --out")
-    if store.finished:
-        say(args, f"{path}: finished before; nothing to train")
-    elif stop := train_stored(args, config, data, store):
-        return _stopped(args, store, stop)
-    return _report(args, config, store)
+    return store
 
 
 def check_origin(store: RunStore, config: TrainConfig, data: LongTailData) -> None:

@@ -15,6 +15,7 @@ from landscape.batches import batch_sizes
 from landscape.configuration import NOT_IDENTITY, TrainConfig
 from landscape.data import LongTailData
 from landscape.determinism import deterministic
+from landscape.distributed import Processes
 from landscape.partial_epoch import steps_into_epoch
 from landscape.training import choose_device, train
 from scripts.interruptions import Interruption, shared_by_processes
@@ -35,7 +36,15 @@ class Stop:
     text: str       # the same in words
 
 
-def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore) -> Stop | None:
+def train_beside(args: argparse.Namespace, config: TrainConfig, data: LongTailData, processes: Processes) -> int:
+    """Train with the first process, which alone writes and prints; return the exit status."""
+    with Interruption(quiet=True) as asked, deterministic(args.deterministic):
+        result = train(config, data=data, stop=shared_by_processes(asked), processes=processes)
+    return asked.status if result.stopped else 0
+
+
+def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore,
+                 processes: Processes = Processes()) -> Stop | None:
     """Train to the end and mark the run as finished, or until a signal comes and say where that was."""
     quiet, steps = args.quiet or args.json, len(batch_sizes(len(data.train), config.batch_size))
     with store.writer(), Interruption(quiet=quiet) as asked, _ended_in_log(store), deterministic(args.deterministic):
@@ -53,7 +62,7 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
                     scalars.row(row)
 
             result = train(config, data=data, recorder=recorder, progress=progress, on_step=bar.update,
-                           stop=shared_by_processes(asked))
+                           stop=shared_by_processes(asked), processes=processes)
         _tell_skipped(args, data, store)
         if not result.stopped:
             store.mark_finished()
