@@ -9,6 +9,7 @@ in a photograph's EXIF is not applied, as in the published codes.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,7 +46,7 @@ class ImageFiles:
     names: np.ndarray           # (N,) paths below root, UTF-8: one block of memory, which worker processes share
     sizes: np.ndarray           # (N,) int64, bytes of each file
     image_size: int = DEFAULT_SIZE
-    workers: int = 4            # processes that decode; 0 decodes in this one
+    workers: int = 4            # processes that decode, at most one a core; 0 decodes in this one
     broken_images: str = "stop"
     skipped: dict[str, str] = field(default_factory=dict)   # broken files left out so far, and why; also of parts
 
@@ -132,7 +133,8 @@ class ImageFiles:
 
     @cached_property
     def _pool(self) -> DataLoader:
-        workers = 0 if current_process().daemon else self.workers   # a daemon may not have children
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if current_process().daemon else min(self.workers, cores)   # a daemon may not have children
         # A generator of its own: a loader draws a number for each pass, which must not come from the network's.
         return DataLoader(_Decoder(self.root, self.names, self.image_size), sampler=self._plan, batch_size=None,
                           num_workers=workers, persistent_workers=workers > 0, collate_fn=_unchanged,
