@@ -96,8 +96,21 @@ class Processes:
         return result
 
     def on_first(self, compute: Callable[[], T]) -> T:
-        """Return on every process what `compute` gives on the first, the only one that runs it; its errors are all's."""
-        return self.first(self.together(compute if self.rank == 0 else lambda: None))
+        """Return on every process what `compute` gives on the first, which alone runs it.
+
+        What it raises, it raises as it is; the others raise an InputError with its text.
+        """
+        result, failure = None, None
+        try:
+            result = compute() if self.rank == 0 else None
+        except Exception as error:      # whatever it is, the others must hear of it
+            if self.count == 1:
+                raise
+            failure = error
+        result, text = self.first((result, failure and _line(failure)))
+        if text is not None:
+            raise failure or InputError(f"rank 0 of {self.count}: {text}")
+        return result
 
     def first(self, value: T) -> T:
         """Return what the first process passed."""
@@ -119,7 +132,7 @@ class Processes:
         return values
 
     def _raise(self, failure: Exception | None) -> None:
-        own = failure and (isinstance(failure, InputError), (str(failure).strip().splitlines() or [type(failure).__name__])[0])
+        own = failure and (isinstance(failure, InputError), _line(failure))
         found = [(rank, *report) for rank, report in enumerate(self._gather(own)) if report]
         kind = InputError if all(is_input for _, is_input, _ in found) else RuntimeError
         rank, _, text = found[0]
@@ -163,6 +176,10 @@ def init_from_environment() -> Iterator[Processes]:
         yield Processes.present()
     finally:
         dist.destroy_process_group()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _wire() -> torch.device:

@@ -92,7 +92,7 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
     recorder = recorder if processes.rank == 0 else None
     with _threads(config.threads), float32_precision(config.precision):
         run = _Run(config, data, model, processes)
-        point = processes.first(recorder.resumed() if recorder else None)
+        point = processes.on_first(lambda: recorder and recorder.resumed())
         start, rows = run.resume_from(point), []
         if recorder and point is None and 0 in config.kept_epochs():
             recorder.checkpoint(0, state_arrays(run.model))
@@ -105,8 +105,7 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
                     recorder.resume(run.snapshot() | run.partial.arrays())
                 return TrainResult(run.model, rows, epoch, config, True, notes)
             rows.append(row)
-            if recorder or processes.count > 1:
-                processes.together(lambda: recorder and _record(recorder, run, row))
+            processes.on_first(lambda: recorder and _record(recorder, run, row))
             if progress and processes.rank == 0:
                 progress(row)
     return TrainResult(run.model, rows, max(start, run.num_epochs), config, notes=notes)

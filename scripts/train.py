@@ -88,10 +88,12 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     if config.opt in ("imbsam", "ssesam") and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
-    store = processes.together(lambda: None if processes.rank else _store(args, config, data))
-    if store is None:
-        return 0 if processes.first(True) else train_beside(args, config, data, processes)
-    if processes.first(store.finished):
+    opened: list[RunStore] = []     # by the first process alone
+    finished = processes.on_first(lambda: opened.append(_store(args, config, data)) or opened[0].finished)
+    if not opened:
+        return 0 if finished else train_beside(args, config, data, processes)
+    store = opened[0]
+    if finished:
         say(args, f"{store.path}: finished before; nothing to train")
     elif stop := train_stored(args, config, data, store, processes):
         return _stopped(args, store, stop)
