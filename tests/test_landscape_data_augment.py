@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 
 from landscape.data import Augmentation
 from landscape.errors import InputError
@@ -75,6 +77,31 @@ def test_the_images_and_the_global_generator_stay_as_they_were(images):
 def test_a_cpu_generator_gives_the_same_images_on_the_gpu(images):
     augmentation = Augmentation(padding=2, flip=True)
     assert torch.equal(augmentation(images.cuda(), draw()).cpu(), augmentation(images, draw()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+@pytest.mark.parametrize(("place", "enhance"), [(0, "Brightness"), (1, "Contrast"), (2, "Color")])
+def test_each_color_change_is_that_of_pillow(images, monkeypatch, place, enhance, dtype):
+    factors = torch.full((3, len(images), 1, 1, 1), 0.5)                # the middle of the range changes nothing
+    factors[place, :, 0, 0, 0] = torch.linspace(0, 1, len(images))      # 0.6 ... 1.4
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: factors)
+    changed = Augmentation(jitter=0.4)(images.to(dtype), draw())
+    assert changed.dtype == dtype
+    for image, seen, draws in zip(images, changed, factors[place].flatten().tolist(), strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.asarray(getattr(ImageEnhance, enhance)(picture).enhance(1 + 0.4 * (2 * draws - 1)))
+        seen = seen.double().clamp(0, 255).permute(1, 2, 0).numpy()
+        assert abs(seen - expected.astype(float)).max() <= 1.5          # Pillow rounds luma and result, downwards
+
+
+def test_color_changes_are_drawn_for_each_image_and_leave_gray_ones_alone(images):
+    same = images[:1].expand(8, -1, -1, -1)
+    changed = Augmentation(jitter=0.4)(same, draw())
+    assert len({image.numpy().tobytes() for image in changed}) == 8
+    assert torch.equal(Augmentation(jitter=0.4)(same[:, :1], draw()), same[:, :1])
+    assert torch.equal(Augmentation(flip=True, jitter=0.0)(images, draw()), Augmentation(flip=True)(images, draw()))
+    with pytest.raises(InputError, match="jitter=2 is out of range"):
+        Augmentation(jitter=2)
 
 
 @pytest.mark.parametrize("options", [{"padding": -1}, {"shift": 1.5}, {"padding": 4, "shift": 1}])

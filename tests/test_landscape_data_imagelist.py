@@ -10,6 +10,7 @@ from PIL import Image
 from landscape.batches import batch_sizes, shuffled_batches
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
+from landscape.data.imagefiles import random_part
 from landscape.data.imagelist import NORMALIZATIONS
 from landscape.errors import InputError
 from landscape.evaluation import outcome
@@ -131,6 +132,17 @@ def test_augmentation_differs_between_epochs_and_parts_follow_from_the_position_
     one = torch.cat([images for images, _ in data.train.images.read(reverse.split(3), seed=4)])
     other = torch.cat([images for images, _ in data.train.images.read([torch.arange(10)], seed=4)])
     assert torch.equal(one.flip(0), other) and not torch.equal(other, data.train.images[:])
+
+
+def test_random_parts_lie_inside_and_have_the_published_areas_and_aspects():
+    random = np.random.default_rng(0)
+    parts = np.array([random_part(400, 300, random) for _ in range(3000)])
+    width, height = parts[:, 2] - parts[:, 0], parts[:, 3] - parts[:, 1]
+    assert (parts[:, :2] >= 0).all() and (parts[:, 2] <= 400).all() and (parts[:, 3] <= 300).all()
+    areas, aspects = width * height / 120000, width / height
+    assert 0.078 < areas.min() < 0.09 and areas.max() > 0.9 and 0.74 < aspects.min() < 0.76 and 1.32 < aspects.max() < 1.35
+    assert abs(np.log(aspects[areas < 0.5]).mean()) < 0.02          # small parts always fit: log-uniform about 1
+    assert random_part(1000, 10, random) == (493, 0, 506, 10) and random_part(1, 1, random) == (0, 0, 1, 1)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(folder):

@@ -70,9 +70,9 @@ class Augmentation:
         return corner[:, :1] + rows, corner[:, 1:] + columns
 
     def _colored(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=generator.device).to(images.device)
-        brightness, contrast, saturation = 1 + self.jitter * (2 * draws - 1)
+        draws = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=generator.device)
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
+        brightness, contrast, saturation = 1 + self.jitter * (2 * draws.to(pixels) - 1)
         luma = sum(weight * pixels[:, c:c + 1] for c, weight in enumerate(LUMA))    # (B, 1, H, W)
         pixels = contrast * luma.lerp(pixels, saturation) + (1 - contrast) * luma.mean((2, 3), keepdim=True)
         pixels = brightness * pixels
