@@ -187,12 +187,15 @@ def test_a_broken_image_is_named_and_ends_the_reading(folder, damage, reason, wo
 
 
 def test_a_broken_image_is_left_out_and_counted_where_that_is_asked_for(folder):
-    whole = torch.cat([labels for _, labels in epoch(load())])
+    whole, pixels = torch.cat([labels for _, labels in epoch(load())]), load().train.images[:]
     Path(BROKEN).write_bytes(b"")
     data = load(broken_images="skip")
     batches = epoch(data)
     assert [len(images) for images, _ in batches] == [len(labels) for _, labels in batches]
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted([*whole.tolist()])[:5] + [1, 1, 2, 2]
+    (images, labels), = data.train.batches([torch.arange(10)])
+    others = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    assert torch.equal(images, pixels[others]) and torch.equal(labels, data.train.labels[others])
     assert list(data.skipped) == [BROKEN] and data.to("cpu").skipped == data.skipped and data.test.skipped == {}
     with pytest.raises(InputError, match="1 of 10 images are broken: .*n01440761_1.JPEG"):
         data.train.images[:]
