@@ -25,6 +25,9 @@ class LinearOperator(Protocol):
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""
 
+    def double(self) -> "LinearOperator":
+        """Return the same matrix in float64, for second opinions; InputError where there is none."""
+
 
 class Operator:
     """What all operators share: given `matmat`, `size`, `dtype` and `device`, products with @, sums and multiples."""
@@ -40,6 +43,10 @@ class Operator:
     def matvec(self, v: Tensor) -> Tensor:
         """Return H v, (d,) -> (d,)."""
         return self.matmat(v[None])[0]
+
+    def double(self) -> "Operator":
+        """Return the same matrix in float64; InputError where the operator has no such form."""
+        raise InputError(f"{type(self).__name__} has no form in float64: give it a method double()")
 
     def to_scipy(self):
         """Return a scipy.sparse.linalg.LinearOperator on the host."""
@@ -113,6 +120,10 @@ class Deflated(_Like):
 
     def matmat(self, V: Tensor) -> Tensor:
         return self._project(self.operator.matmat(self._project(V)))
+
+    def double(self) -> "Deflated":
+        """Return the operator in float64."""
+        return Deflated(self.operator.double(), self.X.double())
 
     def _project(self, V: Tensor) -> Tensor:
         return V - (V @ self.X.T) @ self.X

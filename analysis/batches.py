@@ -25,6 +25,7 @@ class Batch:
     structure: TreeSpec
     weights: Tensor             # (B,) w_i; 1/n for a mean over n samples, 0 for padding
     num_samples: int            # without padding
+    fillable: bool = True       # whether a sample may stand there with weight 0: not in a loss of one number a batch
 
     @classmethod
     def of(cls, batch: Any, device: torch.device, dtype: torch.dtype) -> "Batch":
@@ -43,7 +44,7 @@ class Batch:
     def padded(self, size: int) -> "Batch":
         """Repeat the last sample, with weight 0, up to `size`, so that one traced function serves a ragged batch too."""
         missing = size - len(self)
-        if missing <= 0 or not self.is_cuttable:
+        if missing <= 0 or not (self.is_cuttable and self.fillable):
             return self
         tensors = tuple(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in self.tensors)
         return replace(self, tensors=tensors, weights=torch.cat([self.weights, self.weights.new_zeros(missing)]))

@@ -3,7 +3,7 @@
 Rayleigh-Ritz over the joint space of all Lanczos probes, then expansion by the residuals of the pairs that are wanted and
 not converged, with thick restarts (Wu and Simon 2000; with several probes, its block form). Several independent probes
 find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to what was found
-are tried until a run finds nothing beyond the last wanted pair.
+are tried, and each followed until its pair settles inside the wanted ones, until one brings nothing beyond them.
 
 A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed. The probability of that
 is bounded by Kuczynski and Wozniakowski (1992): for m Lanczos steps from a uniform unit vector in d dimensions,
@@ -12,13 +12,14 @@ is bounded by Kuczynski and Wozniakowski (1992): for m Lanczos steps from a unif
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
-from analysis.lanczos import Krylov, Ritz, dots, finite, gram, krylov, random_unit
+from analysis.lanczos import BREAKDOWN, Krylov, Ritz, dots, finite, gram, krylov, random_unit
 from analysis.operators import Deflated, LinearOperator
 from checkpoints.records import EigenPairs, Estimate
 from landscape.errors import InputError
@@ -49,7 +50,7 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
     wanted = _Wanted(k, *ENDS[which])
     while (missing := wanted.count - len(space)) > 0:     # the probes broke down early: few distinct eigenvalues
         space.expand(random_unit(missing, operator, generator))
-    _converge(space, wanted, tol, max_matvecs)
+    _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)
     if k > min(len(source.alphas), source.num_ritz):        # not every wanted pair had a start vector of its own
         _confirm(space, wanted, tol, max_matvecs, generator)
     X, HX, values = space.exact(wanted)
@@ -169,15 +170,17 @@ class _Space:
         return finite(self.operator.matmat(W))
 
 
-def _converge(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int) -> None:
-    """Expand by residuals of wanted pairs until all have converged, stand at rounding, or the budget is spent."""
+def _converge(space: _Space, wanted: _Wanted, limits: Callable[[np.ndarray], np.ndarray], max_matvecs: int) -> None:
+    """Expand by residuals of wanted pairs until all are within their limits, stand at rounding, or the budget is spent.
+
+    `limits` maps the wanted values, ascending, to the residuals that they may have.
+    """
     eps, largest = torch.finfo(space.V.dtype).eps, 6 * wanted.k + 40
     while True:
         values = space.solve()
         places = wanted.places(len(values))
         R, norms = space.residuals(places)
-        rounding = 8 * eps * np.abs(values).max()
-        open_ = norms > np.maximum(tol * np.abs(values[places]), rounding)
+        open_ = norms > np.maximum(limits(values[places]), 8 * eps * np.abs(values).max())
         room = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
         if not open_.any() or not room:
             return
@@ -198,23 +201,38 @@ def _first_open(places: np.ndarray, open_: np.ndarray, wanted: _Wanted, count: i
 
 def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
     """Look for pairs that the start vectors missed, in the complement of those found, until nothing new turns up."""
+    one = replace(wanted, k=1)
     while space.num_matvecs < max_matvecs:
-        before = space.solve()
-        places = wanted.places(len(before))
-        found, before = space.vectors(places), before[places]
-        steps = min(max(10, wanted.k), space.operator.size - len(found), max_matvecs - space.num_matvecs)
+        values = space.solve()
+        places = wanted.places(len(values))
+        found, before = space.vectors(places), values[places]
+        rest, room = Deflated(space.operator, found), max_matvecs - space.num_matvecs
+        steps = min(max(10, wanted.k), space.operator.size - len(found), room)
         if steps < 1:
             return
-        fresh = krylov(Deflated(space.operator, found), num_matvecs=steps, num_probes=1, generator=generator,
-                       num_ritz=1, progress=space.progress)
-        space.num_matvecs += steps
-        space.expand(fresh.ritz.vectors)
-        _converge(space, wanted, tol, max_matvecs)
+        fresh = krylov(rest, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=1, progress=space.progress)
+        other = _Space.of(fresh.ritz, rest, space.progress)
+        _converge(other, one, _inside(wanted, before, tol), room - steps)
+        space.num_matvecs += steps + other.num_matvecs
+        space.expand(other.vectors(one.places(len(other.solve()))))
+        _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)
         after = space.solve()
         after = after[wanted.places(len(after))]
         slack = max(tol, 1e2 * torch.finfo(space.V.dtype).eps) * np.abs(after).max()
         if len(after) == len(before) and np.abs(after - before).max() <= slack:
             return
+
+
+def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return limits for one pair of the complement at each end: small beside its distance from the last of those found.
+
+    It then stands for an eigenvalue that is not beyond them. One that already is beyond has no limit.
+    """
+    def limits(values: np.ndarray) -> np.ndarray:
+        below, above = values[0] - found[wanted.k - 1], found[-wanted.k] - values[-1]
+        gaps = np.array([below] * wanted.lower + [above] * wanted.upper)
+        return np.where(gaps < 0, np.inf, np.maximum(0.1 * gaps, tol * np.abs(found).max()))
+    return limits
 
 
 def _report(X: Tensor, HX: Tensor, values: Tensor, operator: LinearOperator, source: Krylov, num_matvecs: int, tol: float,
@@ -251,15 +269,21 @@ def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estim
     The probes are independent, so that all miss with the product of their probabilities. The unknown spread lambda_max -
     lambda_min enters through the same bound at both ends: found spread / (1 - 2 eps), half the probability for each.
     -inf where the steps bound nothing. Rounding of the product is added.
+
+    Where all probes have broken down, Q A = T Q + E with ||E|| below what counts as breakdown, so that an eigenvector u of
+    an eigenvalue at distance delta from those of T has |u' q_1| delta <= ||E||; (u' q_1)^2 is chi-squared_1 / d.
     """
     probes, steps = source.alphas.shape
     quotients = dots(source.ritz.vectors, source.ritz.products) / dots(source.ritz.vectors, source.ritz.vectors)
     smallest = min(smallest, float(quotients.min()))
-    rounding = 100 * torch.finfo(source.operator.dtype).eps * float(quotients.abs().max())
+    scale = max(float(quotients.abs().max()), np.nanmax(np.abs(source.alphas)), np.nanmax(source.betas))
+    rounding = BREAKDOWN * torch.finfo(source.operator.dtype).eps * scale
     each = ((1 - level) / 2) ** (1 / probes)
     eps = (np.log(1.648 * np.sqrt(source.operator.size) / each) / (2 * steps - 1)) ** 2
-    if (source.betas[:, -1] == 0).all() or steps == source.operator.size:       # nothing is left to explore
+    if steps == source.operator.size:       # nothing is left to explore
         eps = 0.0
+    elif (source.betas[:, -1] == 0).all():
+        eps, rounding = 0.0, rounding * np.sqrt(source.operator.size / chi2.ppf((1 - level) ** (1 / probes), 1))
     drop = eps * (float(quotients.max()) - smallest) / (1 - 2 * eps) if eps < 0.5 else np.inf
     return Estimate(smallest, float(smallest - drop - rounding), smallest, level, "probes")
 

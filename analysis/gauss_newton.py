@@ -66,9 +66,9 @@ class GaussNewtonObjective(Objective):
                 return gradient_of((z * self._curved(z, Jv, batch)).sum(), leaves, retain_graph=True)
         return product
 
-    def differenced(self, theta: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def differenced(self, theta: Tensor, v: Tensor, batch: Batch, step: float | None = None) -> Tensor:
         """Return G v with J v by central differences of the outputs: inexact."""
-        h = difference_step(theta, v)
+        h = step or difference_step(theta, v)
         with torch.no_grad():
             ahead, behind = (self.evaluate(self.losses.outputs, theta + sign * h * v, batch) for sign in (1, -1))
         with self.moved_to(theta) as leaves, torch.enable_grad():
@@ -101,9 +101,8 @@ class GaussNewtonOperator(LossOperator):
         if forward is not None:
             raise InputError("forward= gives losses alone, and a Gauss-Newton matrix needs the outputs between: pass "
                              "outputs=lambda model, batch: logits, and loss(outputs, batch) -> (B,)")
-        supervised = Supervised.of(loss)
-        self._losses = supervised if outputs is None else Composed(outputs, supervised.loss)
-        super().__init__(model, batches, **options)
+        super().__init__(model, lambda: Supervised.of(loss) if outputs is None else Composed(outputs, Supervised.of(loss).loss),
+                         batches, **options)
 
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
                       fixed: dict[str, Tensor]) -> Objective:

@@ -16,96 +16,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis import blocks, checks, plan, products
 from analysis.algebra import Operator
-from analysis.batches import add_bytes, read
+from analysis.batches import Batch, add_bytes, read
 from analysis.kernels import reproducible_kernels
-from analysis.objective import Objective, Supervised
+from analysis.objective import Objective, SampleLosses, Supervised
 from analysis.plan import Wishes
 from landscape.distributed import Processes, fingerprint
 from landscape.errors import InputError
 from landscape.parameters import flatten
 
 
-class LossOperator(Operator):
-    """A matrix of second derivatives of a mean loss; `_objective_of` says which."""
+class Snapshot(Operator):
+    """A matrix of second derivatives at fixed parameters, over this process's share of the samples."""
 
-    def __init__(self, model: nn.Module, batches: Iterable, *, params: str | Sequence[str] | None = None,
-                 traces: dict | None = None, share: bool = True, **wishes: Any):
-        self._wishes, self._traces = Wishes(**wishes), {} if traces is None else traces
-        self._processes = Processes.present(share)
-        self._processes.together(lambda: self._open(model, batches, params))
-        self.num_matvecs = 0
-        self.refresh()
-
-    def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
-                      fixed: dict[str, Tensor]) -> Objective:
-        """Return the objective of a frozen copy of the model."""
-        raise NotImplementedError
-
-    def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None) -> None:
-        self._model, self._names = model, blocks.choose(model, params)
-        self.device, self.dtype = _common_kind(self._source())
-        with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
-            self._data = read(batches, self.device, self.dtype, self._processes)
-        self.num_samples = self._data.num_samples
-
-    def refresh(self) -> None:
-        """Take a new snapshot of the model's parameters and buffers, and choose and check the engine again."""
-        with reproducible_kernels(), _random_state_kept(self.device):
-            self._processes.together(self._take_snapshot)
-            self._processes.refuse_different("batches, parameters or buffers", self._digest())
-            self._processes.together(self._prepare_batches)
-            self._choose_engine()
-
-    def _take_snapshot(self) -> None:
-        source = self._source()
-        self.theta = flatten(p.detach() for p in source.values())
-        self.size = self.theta.numel()
-        self._objective = self._objective_of(_frozen_copy(self._model), self._names, tuple(p.shape for p in source.values()),
-                                             _fixed(self._model, source))
-
-    def _prepare_batches(self) -> None:
-        """Weigh every sample by 1/n; see that samples are independent; fill ragged batches up where the loss is per sample."""
-        own, whole, objective = self._data.own, self._data.largest, self._objective
-        for batch in (*own, whole):
-            batch.weights.fill_(1.0 / self.num_samples)
-        self._is_scalar = objective.is_scalar(self.theta, whole)
-        for batch in own if any(batch is whole for batch in own) else (*own, whole):
-            checks.refuse_unfit(objective, self.theta, batch, self._is_scalar)
-        checks.refuse_unconnected(objective, whole)
-        checks.refuse_false_gradient(objective, self.theta, whole)
-        self._cut(self._wishes.microbatch)
-
-    def _cut(self, microbatch: str | int) -> None:
-        own = self._data.own
-        self.batches = own if self._is_scalar else plan.microbatches(own, microbatch, self.theta, self._wishes.fill)
-
-    def _choose_engine(self) -> None:
-        """Let the first process choose, and the others check its choice on their own batches."""
-        here = self._processes
-        chosen = here.together(lambda: self._chosen(self._wishes) if here.rank == 0 else None)
-        self.engine, self.reasons, self.seconds, self._microbatch = here.first(
-            chosen and (chosen.engine, chosen.reasons, chosen.seconds, chosen.products.microbatch))
-        if here.count > 1:
-            chosen = here.together(lambda: chosen or self._as_first())
-        self._products = chosen.products if chosen else None
-
-    def _as_first(self) -> plan.Choice | None:
-        self._cut(self._microbatch)
-        return self._chosen(replace(self._wishes, engine=self.engine)) if self.batches else None
-
-    def _chosen(self, wishes: Wishes) -> plan.Choice:
-        try:
-            return plan.choose(self._objective, self.theta, self.batches, wishes, self._traces)
-        except InputError:
-            if self.dtype == torch.float64:     # a plainer reason, where it is one
-                checks.refuse_narrow(self._objective, self.theta, self.batches[0].some(1))
-            raise
+    def __init__(self, objective: Objective, theta: Tensor, products: plan.Kept | None, num_samples: int, processes: Processes):
+        self._objective, self.theta, self._products = objective, theta, products
+        self.size, self.dtype, self.device = theta.numel(), theta.dtype, theta.device
+        self.num_samples, self._processes, self.num_matvecs = num_samples, processes, 0
 
     @property
-    def choice(self) -> dict[str, str | int]:
-        """What was chosen by timing and by memory: passed back as keywords, it gives the same bits."""
-        alone = self._processes.count == 1
-        return {"engine": self.engine, "microbatch": self._products.microbatch if alone else self._microbatch}
+    def batches(self) -> list[Batch]:
+        """The pieces that are evaluated, smaller than they were begun with where memory ran out."""
+        return self._products.batches if self._products else []
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""
@@ -137,27 +68,119 @@ class LossOperator(Operator):
         with torch.no_grad(), reproducible_kernels():
             return float(self._processes.sum(self._processes.together(own).reshape(1, 1)))
 
-    def double(self) -> "LossOperator":
+    def _refuse_moved(self) -> None:
+        """Refuse to go on where what the snapshot was taken of has changed."""
+
+
+class LossOperator(Snapshot):
+    """The matrix of a mean loss of a model that lives on; `_objective_of` says which matrix."""
+
+    def __init__(self, model: nn.Module, given: Callable[[], SampleLosses], batches: Iterable, *,
+                 params: str | Sequence[str] | None = None, traces: dict | None = None, share: bool = True, **wishes: Any):
+        self._given = given     # -> the losses as the user's loss says at that time
+        self._wishes, self._traces = Wishes(**wishes), {} if traces is None else traces
+        self._processes = Processes.present(share)
+        self._processes.together(lambda: self._open(model, batches, params))
+        self.num_matvecs = 0
+        self.refresh()
+
+    def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
+                      fixed: dict[str, Tensor]) -> Objective:
+        """Return the objective of a frozen copy of the model."""
+        raise NotImplementedError
+
+    def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None) -> None:
+        self._model, self._names = model, blocks.choose(model, params)
+        self.device, self.dtype = _common_kind(self._source())
+        with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
+            self._data = read(batches, self.device, self.dtype, self._processes)
+        self.num_samples = self._data.num_samples
+
+    def refresh(self) -> None:
+        """Take a new snapshot of the model's parameters and buffers, and choose and check the engine again."""
+        with reproducible_kernels(), _random_state_kept(self.device):
+            self._processes.together(self._take_snapshot)
+            self._processes.refuse_different("batches, parameters or buffers", self._digest())
+            self._processes.together(self._prepare_batches)
+            self._choose_engine()
+
+    def _take_snapshot(self) -> None:
+        source = self._source()
+        self._losses = self._given()
+        self.theta = flatten(p.detach() for p in source.values())
+        self.size = self.theta.numel()
+        self._objective = self._objective_of(_frozen_copy(self._model), self._names, tuple(p.shape for p in source.values()),
+                                             _fixed(self._model, source))
+
+    def _prepare_batches(self) -> None:
+        """Weigh every sample by 1/n; cut the batches, fill them up where the loss is per sample; check what is assumed."""
+        objective, theta, whole = self._objective, self.theta, self._data.largest
+        per_sample = not objective.is_scalar(theta, whole)
+        for batch in (*self._data.own, whole):
+            batch.weights.fill_(1.0 / self.num_samples)
+        self._own, whole = [replace(batch, fillable=per_sample) for batch in self._data.own], replace(whole, fillable=per_sample)
+        self._cut(self._wishes.microbatch)
+        left = iter(self._pieces)
+        for batch in self._own:
+            checks.refuse_unfit(objective, theta, batch, plan.pieces_of(batch, left))
+        if not any(len(batch) == len(whole) for batch in self._own):        # another process has the whole of it
+            checks.refuse_unfit(objective, theta, whole, [whole])
+        self._unreached = checks.refuse_unconnected(objective, whole)
+        checks.refuse_reduced(objective, theta, whole)
+        checks.refuse_false_gradient(objective, theta, whole)
+        checks.refuse_false_product(objective, theta, whole)
+
+    def _cut(self, microbatch: str | int) -> None:
+        self._pieces = plan.microbatches(self._own, microbatch, self.theta, self._wishes.fill)
+
+    def _choose_engine(self) -> None:
+        """Let the first process choose, and the others check its choice on their own batches."""
+        here = self._processes
+        chosen = here.together(lambda: self._chosen(self._wishes) if here.rank == 0 else None)
+        self.engine, self.reasons, self.seconds, self._microbatch = here.first(
+            chosen and (chosen.engine, chosen.reasons, chosen.seconds, chosen.products.microbatch))
+        if here.count > 1:
+            chosen = here.together(lambda: chosen or self._as_first())
+        self._products = chosen.products if chosen else None
+        if self._unreached:
+            names = ", ".join(self._unreached[:3]) + ", ..." * (len(self._unreached) > 3)
+            self.reasons = self.reasons | {"parameters": f"their rows are zero, since the loss does not depend on them: {names}"}
+
+    def _as_first(self) -> plan.Choice | None:
+        self._cut(self._microbatch)
+        return self._chosen(replace(self._wishes, engine=self.engine)) if self._pieces else None
+
+    def _chosen(self, wishes: Wishes) -> plan.Choice:
+        try:
+            return plan.choose(self._objective, self.theta, self._pieces, wishes, self._traces)
+        except InputError:
+            if self.dtype == torch.float64:     # a plainer reason, where it is one
+                checks.refuse_narrow(self._objective, self.theta, self._pieces[0].some(1))
+            raise
+
+    @property
+    def choice(self) -> dict[str, str | int]:
+        """What was chosen by timing and by memory: passed back as keywords, it gives the same bits."""
+        alone = self._processes.count == 1
+        return {"engine": self.engine, "microbatch": self._products.microbatch if alone else self._microbatch}
+
+    def double(self) -> Snapshot:
         """Return the same matrix in float64, for second opinions; it keeps no microbatch between its products.
 
         Raises InputError where the network or its loss computes a part in less than float64 whatever its inputs.
         """
         return self._processes.together(self._twin)
 
-    def _twin(self) -> "LossOperator":
-        twin = copy.copy(self)
-        twin.dtype, twin.theta = torch.float64, self.theta.double()
-        twin._objective, twin.batches = self._objective.double(), [batch.double() for batch in self.batches]
-        twin._model, twin.num_matvecs = None, 0
-        for batch in twin.batches:
+    def _twin(self) -> Snapshot:
+        theta, objective = self.theta.double(), self._objective.double()
+        batches = [batch.double() for batch in self.batches]
+        for batch in batches:
             batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
-        for batch in twin.batches[:1]:
-            checks.refuse_narrow(twin._objective, twin.theta, batch.some(1))
+        for batch in batches[:1]:
+            checks.refuse_narrow(objective, theta, batch.some(1))
         engine = self.engine.partition("-")[0]
-        twin.engine = "jvp" if engine == "linearized" else engine
-        prepare = products.ENGINES[twin.engine](twin._objective, twin.theta, {})
-        twin._products = plan.Kept(prepare, twin.batches, 0) if twin.batches else None
-        return twin
+        prepare = products.ENGINES["jvp" if engine == "linearized" else engine](objective, theta, {})
+        return Snapshot(objective, theta, plan.Kept(prepare, batches, 0) if batches else None, self.num_samples, self._processes)
 
     @property
     def held_bytes(self) -> int:
@@ -165,12 +188,11 @@ class LossOperator(Operator):
         return self._products.bytes if self._products else 0
 
     def _refuse_moved(self) -> None:
-        if self._model is None:     # a float64 twin follows no model
-            return
-        source = self._source()
-        pieces = self.theta.split([p.numel() for p in source.values()])
-        for (name, parameter), piece in zip(source.items(), pieces):
-            if not torch.equal(parameter.detach().reshape(-1), piece):
+        parameters = dict(self._model.named_parameters())
+        pieces = self.theta.split([parameters[name].numel() for name in self._names])
+        then = dict(self._objective.fixed) | dict(zip(self._names, pieces))
+        for name, parameter in parameters.items():
+            if not torch.equal(parameter.detach().reshape(-1), then[name].reshape(-1)):
                 raise InputError(f"parameter {name!r} has changed since the operator was made: call refresh() to follow it")
 
     def _source(self) -> dict[str, nn.Parameter]:
@@ -208,8 +230,7 @@ class HessianOperator(LossOperator):
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] | None, batches: Iterable, *,
                  forward: Callable[[nn.Module, Any], Tensor] | None = None, **options: Any):
-        self._losses = forward or Supervised.of(loss)
-        super().__init__(model, batches, **options)
+        super().__init__(model, lambda: forward or Supervised.of(loss), batches, **options)
 
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
                       fixed: dict[str, Tensor]) -> Objective:

@@ -25,6 +25,7 @@ from analysis.plan import free_memory
 from landscape.errors import InputError
 
 CHUNK = 1 << 15     # entries of a vector whose products are summed in its own dtype; such sums are added in float64
+BREAKDOWN = 100     # units of rounding of T's largest entry, below which a residual is none
 SHARE = 0.5         # of a device's free memory, that a basis may take
 
 
@@ -127,7 +128,7 @@ class _State:
                            initial=0.0)
         scale = torch.maximum(torch.as_tensor(before, device=beta.device), torch.maximum(alpha.abs(), beta))
         running = torch.as_tensor(self.running(), device=beta.device)
-        return running & (beta > 100 * torch.finfo(self.basis.dtype).eps * scale)
+        return running & (beta > BREAKDOWN * torch.finfo(self.basis.dtype).eps * scale)
 
     def _length(self, row: int) -> int:
         return int(np.isfinite(self.alphas[row]).sum())

@@ -10,7 +10,7 @@ mode on the module's own parameters. `analysis.gauss_newton` gives another produ
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -27,9 +27,13 @@ SampleLosses = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Supervised:
-    """loss(model(inputs), targets) for batches (inputs, targets); a loss that is a module is kept as a copy."""
+    """loss(model(inputs), targets) for batches (inputs, targets); a loss that is a module is kept as a copy.
+
+    `reduced` is the loss as it was given, where it reduces a batch to one number itself.
+    """
 
     loss: Callable[[Tensor, Tensor], Tensor]
+    reduced: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def of(cls, loss: Callable[[Tensor, Tensor], Tensor] | None) -> "Supervised":
@@ -38,10 +42,11 @@ class Supervised:
             raise InputError("loss=None is out of range: pass loss(logits, targets) -> (B,), or forward(model, batch) -> (B,)")
         if isinstance(loss, nn.Module):
             loss = copy.deepcopy(loss)
-        if isinstance(getattr(loss, "reduction", None), str) and loss.reduction != "none":
-            loss = copy.copy(loss)
-            loss.reduction = "none"
-        return cls(loss)
+        if not isinstance(getattr(loss, "reduction", None), str) or loss.reduction == "none":
+            return cls(loss)
+        apart = copy.copy(loss)
+        apart.reduction = "none"
+        return cls(apart, loss)
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         return self.of_outputs(self.outputs(model, batch), batch)
@@ -54,9 +59,13 @@ class Supervised:
         """Return the losses (B,) of given outputs."""
         return self.loss(outputs, _pair(batch)[1])
 
+    def claimed(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the number that the loss as it was given makes of a batch."""
+        return self.reduced(self.outputs(model, batch), _pair(batch)[1])
+
     def double(self) -> "Supervised":
         """Return the same with the constants of a loss that is a module in float64."""
-        return Supervised(doubled(self.loss))
+        return Supervised(doubled(self.loss), self.reduced and doubled(self.reduced))
 
 
 def doubled(function: Callable) -> Callable:
@@ -123,9 +132,9 @@ class Objective:
                 return gradient_of((gradient * v).sum(), leaves, retain_graph=True)
         return product
 
-    def differenced(self, theta: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        """Return H v by central differences of the gradient: inexact, error O(h^2) plus rounding / h."""
-        h = difference_step(theta, v)
+    def differenced(self, theta: Tensor, v: Tensor, batch: Batch, step: float | None = None) -> Tensor:
+        """Return H v by central differences of the gradient: inexact, error O(h^2) plus rounding / h, h v the step."""
+        h = step or difference_step(theta, v)
         return (self.gradient(theta + h * v, batch) - self.gradient(theta - h * v, batch)) / (2 * h)
 
     def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -168,6 +177,21 @@ class Objective:
         """Return the objective in float64."""
         fixed = {name: t.double() if t.is_floating_point() else t for name, t in self.fixed.items()}
         return replace(self, model=copy.deepcopy(self.model).double(), fixed=fixed, losses=doubled(self.losses))
+
+
+def identity(losses: Any) -> tuple:
+    """Return what tells one loss from another: of a module its class, settings and constants, of a function which one it is."""
+    if isinstance(losses, nn.Module):
+        return tuple((type(module).__qualname__, repr(sorted(_settings(module).items()))) for module in losses.modules()) + tuple(
+            (name, tuple(value.flatten().tolist())) for name, value in losses.state_dict().items())
+    if is_dataclass(losses):
+        return tuple(identity(getattr(losses, part.name)) for part in fields(losses))
+    return (id(losses),)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(module).items()
+            if name[0] != "_"}
 
 
 def gradient_of(value: Tensor, leaves: Sequence[Tensor], **options: bool) -> Tensor:

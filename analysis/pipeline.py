@@ -88,7 +88,7 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
     if choice is None and is_main():
         journal.clear()
         note(journal, operator.choice)
-    with Remembered(operator, journal) as products:
+    with Remembered(operator, journal, json.dumps(inputs, sort_keys=True)) as products:
         spectrum, pairs, trace = _decompose(products, settings, progress)
     made_from = provenance(inputs=inputs, **_how(products), trace=_trace_facts(trace),
                            seconds=time.perf_counter() - started + products.seconds)

@@ -138,7 +138,7 @@ def _compared(seconds: float, chosen: float) -> str:
 
 
 def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor, fill: bool = False) -> list[Batch]:
-    """Cut batches into pieces of at most so many samples, filled up to one size; a loss must be per sample.
+    """Cut batches into pieces of at most so many samples, filled up to one size where the loss is per sample.
 
     On "auto" the batches of a small network stay whole, since there more samples at once are always faster. The pieces are
     nearly equal; with `fill` they are whole, and what is left is filled up to a power of two, so that few shapes serve any data.
@@ -151,6 +151,14 @@ def microbatches(batches: list[Batch], wanted: str | int, theta: Tensor, fill: b
         return [piece.padded(min(limit, _filled(len(piece)))) for batch in batches for piece in _whole(batch, limit)]
     pieces = [piece for batch in batches for piece in batch.cut(limit)]
     return [piece.padded(max(map(len, pieces))) for piece in pieces]
+
+
+def pieces_of(batch: Batch, pieces: Iterator[Batch]) -> list[Batch]:
+    """Take the pieces of one batch from those of all batches."""
+    found = [next(pieces)]
+    while sum(piece.num_samples for piece in found) < batch.num_samples:
+        found.append(next(pieces))
+    return found
 
 
 def _whole(batch: Batch, limit: int) -> list[Batch]:
@@ -181,7 +189,7 @@ class Kept:
     """
 
     def __init__(self, prepare: Prepare, batches: list[Batch], budget: float):
-        self._prepare, self._batches, self._budget = prepare, batches, budget
+        self._prepare, self.batches, self._budget = prepare, batches, budget
         self._kept: dict[int, Prepared] = {}
         self.notes: list[str] = []
 
@@ -198,7 +206,7 @@ class Kept:
     @property
     def microbatch(self) -> int:
         """The samples of the largest microbatch."""
-        return max(map(len, self._batches))
+        return max(map(len, self.batches))
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the sum of the products of all microbatches with rows V (k, d)."""
@@ -209,14 +217,14 @@ class Kept:
                 self._retreat(reason)
 
     def __iter__(self) -> Iterator[Product]:
-        for place in range(len(self._batches)):
+        for place in range(len(self.batches)):
             yield self.prepared(place).product
 
     def prepared(self, place: int) -> Prepared:
         """Prepare one microbatch, or return it where it is kept."""
         if place in self._kept:
             return self._kept[place]
-        prepared = self._prepare(self._batches[place])
+        prepared = self._prepare(self.batches[place])
         if self.bytes + prepared.held <= self._budget:
             self._kept[place] = prepared
         return prepared
@@ -226,9 +234,9 @@ class Kept:
         if self.bytes:
             self._kept = dict(list(self._kept.items())[:len(self._kept) // 2])
             self._budget = self.bytes
-            self.notes.append(f"memory ran out: {self.num_kept} of {len(self._batches)} microbatches stay in memory")
+            self.notes.append(f"memory ran out: {self.num_kept} of {len(self.batches)} microbatches stay in memory")
         else:
-            self._kept, self._batches = {}, halved(self._batches, reason)
+            self._kept, self.batches = {}, halved(self.batches, reason)
             self.notes.append(f"memory ran out: {self.microbatch} samples are evaluated at once")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

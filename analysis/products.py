@@ -16,6 +16,7 @@ No engine is exact for every network: tracing is defeated by branches on data, f
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from analysis.batches import Batch
 from analysis.folding import Folding
-from analysis.objective import Objective
+from analysis.objective import Objective, identity
 from analysis.tracing import Split, TracingError, compiled, held_bytes, trace_split
 
 Product = Callable[[Tensor], Tensor]            # rows (k, d) -> rows (k, d)
@@ -71,8 +72,14 @@ class Linearized:
     def key(self, batch: Batch, compiled: bool | None = None) -> tuple:
         """Return what a trace depends on."""
         fixed = tuple((name, tuple(t.shape), t.dtype) for name, t in self.objective.fixed.items())
-        return (type(self.objective).__name__, batch.shapes, self.objective.names, self.objective.shapes, fixed, self.theta.dtype,
-                self.theta.device, self.compiled if compiled is None else compiled)
+        return (type(self.objective).__name__, self._loss, batch.shapes, self.objective.names, self.objective.shapes, fixed,
+                self.theta.dtype, self.theta.device, self.compiled if compiled is None else compiled)
+
+    @cached_property
+    def _loss(self) -> tuple:
+        """What tells one loss from another; a function is kept alive, so that its identity is not given to another."""
+        self.traces.setdefault("losses", []).append(self.objective.losses)
+        return identity(self.objective.losses)
 
     def _split(self, batch: Batch, tensors: tuple[Tensor, ...]) -> Split:
         try:
@@ -80,10 +87,15 @@ class Linearized:
                 if (key := self.key(batch, kind)) not in self.traces:
                     v = torch.ones_like(self.theta)
                     self.traces[key] = (compiled(self.traces[self.key(batch, False)], self.theta, v, tensors) if kind else
-                                        trace_split(self._traced(batch), self.theta, v, tensors))
+                                        self._trace(batch, v, tensors))
         except TracingError as reason:
             raise EngineError(str(reason)) from reason
         return self.traces[key]
+
+    def _trace(self, batch: Batch, v: Tensor, tensors: tuple[Tensor, ...]) -> Split:
+        one = batch.some(1)     # evaluated first, since tracing what cannot be evaluated may end the process
+        self._traced(one)(self.theta, v, *one.tensors, one.weights, *self.objective.fixed.values())
+        return trace_split(self._traced(batch), self.theta, v, tensors)
 
     def _traced(self, batch: Batch) -> Callable[..., tuple[Tensor, Tensor]]:
         count = len(batch.tensors)

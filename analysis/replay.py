@@ -33,10 +33,13 @@ class Journal(Protocol):
 
 
 class Remembered:
-    """An operator whose products are kept in a journal. Leaving it as a context manager stores what is not stored yet."""
+    """An operator whose products are kept in a journal. Leaving it as a context manager stores what is not stored yet.
 
-    def __init__(self, operator: LinearOperator, journal: Journal):
-        self.operator, self._processes = operator, Processes.present()
+    `matrix` is a text that tells this operator's matrix from every other one that the journal may serve.
+    """
+
+    def __init__(self, operator: LinearOperator, journal: Journal, matrix: str = ""):
+        self.operator, self._processes, self._matrix = operator, Processes.present(), matrix
         self._journal = journal if self._processes.rank == 0 else None
         self._known = _products(journal if self._journal is not None else [])
         self._fresh: list[tuple[np.ndarray, np.ndarray]] = []
@@ -69,13 +72,13 @@ class Remembered:
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""
         self.num_matvecs += len(V)
-        digest = _digest(V)
+        digest = _digest(V, self._matrix)
         if (found := self._processes.first(self._recalled(digest))) is not None:
             self.num_recalled += len(V)
             return torch.as_tensor(found, device=self.device)
         HV = self.operator.matmat(V)
         if self._journal is not None:
-            self._keep(digest, HV.cpu().numpy())
+            self._keep(digest, HV.cpu().numpy().copy())     # a copy: the caller may write into what it is given
         return HV
 
     def double(self) -> LinearOperator:
@@ -125,6 +128,7 @@ def _products(steps: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[np.ndarr
             yield from zip(step["digests"], rows, seconds)
 
 
-def _digest(V: Tensor) -> np.ndarray:
+def _digest(V: Tensor, matrix: str) -> np.ndarray:
     content = V.detach().cpu().contiguous().numpy()
-    return np.frombuffer(hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).digest(), np.uint8)
+    described = f"{matrix}{content.dtype}{content.shape}".encode()
+    return np.frombuffer(hashlib.sha256(described + content.tobytes()).digest(), np.uint8)

@@ -8,7 +8,7 @@ function of *all* its tensors, functionalised (no operation writes into a tensor
     tangent(v, residuals)  -> Hv                 linear in v, evaluated for every product
 
 No input is folded into either graph, so one trace serves every microbatch of the same shapes. Constants of the code, the
-margins of a loss for one, stay as they are: nothing can overwrite them, since a graph that writes is refused.
+margins of a loss for one, are copied into the graph; a graph that writes is refused.
 """
 
 import copy
@@ -53,6 +53,7 @@ def trace_split(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v:
             traced = make_fx(functionalize(product))(theta, v, *tensors)
     except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
         raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+    _own_constants(traced)
     simplify(traced.graph)
     _refuse_impure(traced.graph)
     return _split(traced)
@@ -63,6 +64,13 @@ def _one_fake_mode() -> Iterator[None]:
     """Let make_fx describe every node's value in one mode; left alone it builds a mode a node, a third of the time."""
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         yield
+
+
+def _own_constants(traced: fx.GraphModule) -> None:
+    """Give the graph copies of the tensors that the code holds: they may be overwritten later, a snapshot may not."""
+    for name in {node.target for node in traced.graph.nodes if node.op == "get_attr"}:
+        if isinstance(value := getattr(traced, name), Tensor):
+            setattr(traced, name, value.clone())
 
 
 def simplify(graph: fx.Graph) -> None:

@@ -65,6 +65,8 @@ class XTrace:
         H, R, V = (gram(self.Q, other).cpu().numpy() for other in (self.HQ, self.Y, self.W))
         H, forms, d = (H + H.T) / 2, dots(self.W, self.Y).cpu().numpy(), self.source.size
         trace = self.source.known + _leave_one_out(H, R, V, forms, d).mean()
+        if len(self.Q) == d:        # the range is the whole space: nothing is estimated any more
+            return float(self.source.known + np.trace(H)), 0.0, np.inf
         if self.count < 3:
             return float(trace), np.nan, np.nan
         others = [_leave_one_out(*_without(i, H, R, V, forms), d).mean() for i in range(self.count)]

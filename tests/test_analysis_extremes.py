@@ -4,9 +4,10 @@ import scipy.sparse.linalg
 import torch
 from matrices import SPECTRA, matrix, seeded
 
+from analysis.algebra import Operator
 from analysis.extremes import extreme_eigenpairs, missed_below
 from analysis.lanczos import krylov
-from analysis.operators import MatrixOperator
+from analysis.operators import Deflated, MatrixOperator
 from landscape.errors import InputError
 
 
@@ -130,3 +131,38 @@ def test_the_bound_holds_for_a_needle_that_lanczos_seldom_sees():
 def test_bad_numbers_are_named_with_their_range(arguments, word):
     with pytest.raises(InputError, match=word):
         extreme_eigenpairs(matrix(SPECTRA["zero"]), generator=seeded(), **arguments)
+
+
+class Diagonal(Operator):
+    """diag(v) without a matrix."""
+
+    def __init__(self, values, dtype=torch.float32):
+        self.values = torch.as_tensor(values, dtype=dtype)
+        self.size, self.dtype, self.device = len(self.values), dtype, self.values.device
+
+    def matmat(self, V):
+        return V * self.values
+
+    def double(self):
+        return Diagonal(self.values, torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_an_end_just_beyond_a_dense_bulk_are_all_found(seed):
+    values = np.r_[np.linspace(0, 1, 4000) ** 2, [1.002] * 3]
+    pairs = extreme_eigenpairs(Diagonal(values), 3, which="upper", generator=seeded(seed))
+    assert np.allclose(pairs.values, 1.002, atol=1e-5)
+
+
+@pytest.mark.parametrize("size, offset", [(10_000, 1e-3), (1000, 1e-4)])
+def test_the_bound_holds_where_rounding_hides_an_eigenvalue(size, offset):
+    values = np.ones(size)
+    values[7] -= offset
+    found = [extreme_eigenpairs(Diagonal(values), 1, which="lower", generator=seeded(seed)) for seed in range(20)]
+    assert sum(pairs.missed_below.low <= values[7] + 1e-7 for pairs in found) >= 18
+
+
+def test_a_deflated_operator_has_a_second_opinion_too():
+    X = torch.eye(30, dtype=torch.float32)[:2]
+    pairs = extreme_eigenpairs(Deflated(Diagonal(np.r_[9, 8, np.linspace(1, 3, 28)]), X), 1, which="upper", generator=seeded())
+    assert pairs.verified.all() and np.allclose(pairs.values, 3, atol=1e-5)

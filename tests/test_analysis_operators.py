@@ -47,12 +47,31 @@ def test_a_loss_with_constants_is_linearized_too():
     assert relative(operator @ v, HessianOperator(model, loss, [(X, Y)], engine="reverse") @ v) < 1e-13
 
 
-def test_a_trace_shared_with_another_loss_is_found_out():
-    model = make(InPlaceResidual)
-    HessianOperator(model, losses, [(X, Y)], traces=TRACES)
-    traces = dict(TRACES)
-    other = HessianOperator(model, build_loss("LA", [50, 20, 5]), [(X, Y)], traces=traces)
-    assert other.engine != "linearized" and "another function" in other.reasons["linearized"]
+def anchored(theta0):
+    """Equal to the cross-entropy at theta0, and of another Hessian there."""
+    return lambda model, batch: losses(model(batch[0]), batch[1]) + sum(
+        5 * (p - p0).square().sum() for p, p0 in zip(model.parameters(), theta0))
+
+
+def test_operators_that_share_traces_have_each_their_own_loss():
+    model, v, traces = make(InPlaceResidual), torch.randn(123, dtype=torch.float64), {}
+    plain = HessianOperator(model, losses, [(X, Y)], traces=traces) @ v
+    theta0 = [p.detach().clone() for p in model.parameters()]
+    pulled = HessianOperator(model, None, [(X, Y)], traces=traces, forward=anchored(theta0))
+    assert relative(pulled @ v, plain + 10 * v) < 1e-13
+    smoothed = [nn.CrossEntropyLoss(label_smoothing=amount) for amount in (0.1, 0.3)]
+    for loss in (build_loss("LA", [50, 20, 5]), *smoothed):
+        own = HessianOperator(model, loss, [(X, Y)], engine="reverse") @ v
+        assert relative(HessianOperator(model, loss, [(X, Y)], traces=traces) @ v, own) < 1e-13
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, lambda z, t: nn.functional.mse_loss(z, t, reduction="none").mean(1)],
+                         ids=["mean", "per sample"])
+def test_the_squared_error_has_a_traced_product(loss):
+    model, T = make(InPlaceResidual), torch.randn(len(X), 3, dtype=torch.float64)
+    operator = HessianOperator(model, loss, [(X, T)], engine="linearized")      # torch's own form ends the process in tracing
+    v = torch.randn(operator.size, dtype=torch.float64)
+    assert relative(operator @ v, HessianOperator(model, loss, [(X, T)], engine="reverse") @ v) < 1e-13
 
 
 def test_finite_differences_are_near_and_only_taken_when_named():
@@ -258,6 +277,7 @@ def test_every_engine_multiplies_the_snapshot(engine, memory):
         assert relative(operator @ v, expected) < 1e-13
     assert operator.loss() == pytest.approx(float(losses(operator._objective.model(X), Y).mean().detach()), rel=1e-14)
     model.norm.running_var /= 2
+    loss.weight /= 3
     operator.refresh()
     assert relative(operator @ v, expected) < 1e-13
     with torch.no_grad():
@@ -281,7 +301,8 @@ def test_a_network_without_a_float64_twin_is_served_but_not_verified(loss, reaso
 
 def test_the_constants_of_a_loss_that_is_a_module_are_widened_with_it():
     (x, y), weights = images(dtype=torch.float32), torch.tensor([1.0, 2.0, 3.0])
-    operator = HessianOperator(make(Masked, torch.float32), nn.CrossEntropyLoss(weight=weights), [(x, y)], engine="jvp")
+    operator = HessianOperator(make(Masked, torch.float32), nn.CrossEntropyLoss(weight=weights, reduction="none"),
+                               [(x, y)], engine="jvp")
     v = torch.randn(51)
     assert relative((operator @ v).double(), operator.double() @ v.double()) < 1e-5
 

@@ -82,3 +82,17 @@ def test_a_note_stands_in_front_of_the_products(matrix):
     note(journal, {"engine": "jvp", "microbatch": 8})
     run(Remembered(MatrixOperator(matrix), journal))
     assert noted(journal) == {"engine": "jvp", "microbatch": 8}
+
+
+def test_products_of_another_matrix_are_not_recalled(matrix):
+    journal = Listed()
+    with Remembered(MatrixOperator(matrix), journal, "A") as products:
+        whole = run(products)
+    assert np.allclose(run(Remembered(MatrixOperator(-matrix), journal, "-A"))[0], -whole[0])
+
+
+def test_a_caller_may_write_into_a_product(matrix):
+    journal, v = Listed(), torch.ones(12, dtype=torch.float64)
+    with Remembered(MatrixOperator(matrix), journal) as products:
+        products.matvec(v).zero_()
+    assert torch.allclose(Remembered(MatrixOperator(matrix), journal).matvec(v), matrix @ v)

@@ -117,3 +117,10 @@ def test_an_exact_trace_has_an_interval_of_rounding_width():
     for seed in range(20):
         found = measure_trace(matrix(SPECTRA["low rank"]), num_probes=15, method="xtrace", generator=seeded(seed)).estimate
         assert found.low <= SPECTRA["low rank"].sum() <= found.high and found.high - found.low < 1e-10
+
+
+@pytest.mark.parametrize("probes", [20, 25])
+def test_probes_that_span_the_whole_space_give_the_exact_trace(probes):
+    spectrum = np.linspace(-1, 2, 20)
+    found = measure_trace(matrix(spectrum), num_probes=probes, method="xtrace", generator=seeded())
+    assert abs(found.estimate.value - spectrum.sum()) < 1e-12 and found.standard_error == 0 and found.reached
