@@ -4,6 +4,7 @@
 
 The unit is what a training script without this package does for a batch: forward, mean cross-entropy, backward,
 torch.optim.SGD. Everyone sees the same batches, already augmented, on the device, and the network is in training mode.
+Ours stands there twice: laid out in memory like the unit, and with the channels last, as `landscape train` has it.
 The released step is written here from its description (Lyu et al. 2025, section 2 of its README and its four-call
 protocol): four forwards and four backwards in both stages, and copies of every parameter-sized tensor, one by one.
 Its throughput is compared with the staged average of ours, gamma of the steps in stage I and the rest in stage II.
@@ -42,6 +43,7 @@ PROG = "bench_training.py"
 STARTED = time.perf_counter()
 RELEASED = "SSE-SAM as released"
 STAGES = ("ssesam, stage I", "ssesam, stage II")
+LAST = ", channels last"
 LIMITS = {"sam": 2.15, "imbsam": 2.9, STAGES[0]: 3.9, STAGES[1]: 2.9}     # what each may cost at most
 NUM_BATCHES = 8
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3}
@@ -200,25 +202,31 @@ def released(problem: Problem) -> Step:
     return step
 
 
-def ours(form: Callable[[torch.optim.Optimizer, nn.Module], GroupSAM]) -> Callable[[Problem], Step]:
+def ours(form: Callable[[torch.optim.Optimizer, nn.Module], GroupSAM],
+         layout: torch.memory_format = torch.contiguous_format) -> Callable[[Problem], Step]:
     """A step of ours: one closure, the clean forward shared by all groups."""
     def make(problem: Problem) -> Step:
         model, base = problem.network()
-        optimizer = form(base, model)
+        optimizer = form(base, model.to(memory_format=layout))
 
         def step(batch: Batch) -> Tensor:
             x, y, masks = batch
+            x = x.contiguous(memory_format=layout)
             return optimizer.step(lambda: (F.cross_entropy(model(x), y, reduction="none"), masks))
         return step
     return make
 
 
+FORMS: dict[str, Callable[[torch.optim.Optimizer, nn.Module], GroupSAM]] = {
+    "sgd": lambda base, model: GroupSAM(base, model, {"all": 0.0}),
+    "sam": SAM,
+    "imbsam": ImbSAM,
+    STAGES[0]: lambda base, model: SSESAM(base, model, 0.05, 0.1, gamma=1.0),
+    STAGES[1]: lambda base, model: SSESAM(base, model, 0.05, 0.1, gamma=0.0),
+}
 CONTESTANTS: dict[str, Callable[[Problem], Step]] = {
-    "sgd": ours(lambda base, model: GroupSAM(base, model, {"all": 0.0})),
-    "sam": ours(SAM),
-    "imbsam": ours(ImbSAM),
-    STAGES[0]: ours(lambda base, model: SSESAM(base, model, 0.05, 0.1, gamma=1.0)),
-    STAGES[1]: ours(lambda base, model: SSESAM(base, model, 0.05, 0.1, gamma=0.0)),
+    **{name: ours(form) for name, form in FORMS.items()},
+    **{name + LAST: ours(form, torch.channels_last) for name, form in FORMS.items()},
     RELEASED: released,
 }
 
@@ -228,11 +236,14 @@ def _document(args: argparse.Namespace, machine: dict, problem: Problem, rounds:
              "ratio": timing.spread(rounds.ratios(name)), "limit": LIMITS.get(name),
              "images_per_second": args.steps * args.batch_size / float(np.median(rounds.seconds[name]))}
             for name in rounds.seconds]
-    staged = args.gamma * rounds.ratios(STAGES[0]) + (1 - args.gamma) * rounds.ratios(STAGES[1])
+    staged = {layout: args.gamma * rounds.ratios(STAGES[0] + layout) + (1 - args.gamma) * rounds.ratios(STAGES[1] + layout)
+              for layout in ("", LAST)}
+    over = {layout: timing.spread(rounds.ratios(RELEASED) / ratio) for layout, ratio in staged.items()}
     return {"benchmark": "training", "unit": "one plain SGD step", "arch": args.arch, "batch_size": args.batch_size,
             "steps_per_round": args.steps, "data": problem.data_name, "dtype": "float32", "gamma": args.gamma,
             "machine": machine | {"load_average_after": timing._load()}, "rows": rows,
-            "staged_ratio": timing.spread(staged), "released_over_staged": timing.spread(rounds.ratios(RELEASED) / staged)}
+            "staged_ratio": timing.spread(staged[""]), "released_over_staged": over[""],
+            "staged_ratio_channels_last": timing.spread(staged[LAST]), "released_over_staged_channels_last": over[LAST]}
 
 
 def _table(document: dict[str, Any]) -> str:
@@ -247,9 +258,11 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 def _conclusion(document: dict[str, Any]) -> list[str]:
-    factor, staged = document["released_over_staged"], document["staged_ratio"]
-    return [f"ssesam over both stages at gamma = {document['gamma']:g}: {staged['median']:.2f} SGD steps, "
-            f"{factor['median']:.2f} times the released step's throughput (quartiles {factor['q1']:.2f}-{factor['q3']:.2f})"]
+    def line(suffix: str, words: str) -> str:
+        factor, staged = document["released_over_staged" + suffix], document["staged_ratio" + suffix]
+        return (f"ssesam over both stages at gamma = {document['gamma']:g}, {words}: {staged['median']:.2f} SGD steps, "
+                f"{factor['median']:.2f} times the released step's throughput (quartiles {factor['q1']:.2f}-{factor['q3']:.2f})")
+    return [line("", "laid out alike"), line("_channels_last", "channels last")]
 
 
 def _note(text: str) -> None:
