@@ -13,6 +13,8 @@ DTYPES = ("float32", "float64")
 SPLITS = ("train", "test")
 MAX_TRACE_PRODUCTS = 500    # that a trace to a stated error may take
 OPERATORS = ("hessian", "gauss_newton")
+# The names of analysis.products.ENGINES, here too so that they are known without loading torch.
+ENGINES = ("linearized", "linearized-compiled", "jvp", "reverse", "differences")
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class SpectrumSettings:
 class Making:
     """How products are made. It decides their last bits, their time and their memory, not what they are."""
 
-    engine: str = "auto"            # auto, or one of analysis.products.ENGINES
+    engine: str = "auto"            # auto, or one of ENGINES
     microbatch: int | str = "auto"  # samples evaluated at once
     memory: float | str = "auto"    # bytes that microbatches kept between products may take
 
     def __post_init__(self):
+        if self.engine not in ("auto", *ENGINES):
+            raise InputError(f"engine={self.engine!r} is unknown: expected auto, {', '.join(ENGINES)}")
         if self.microbatch != "auto":
             _positive(self, "microbatch")
 

@@ -3,8 +3,11 @@
 import difflib
 from collections.abc import Iterable
 
+CUTOFF = 0.7    # of difflib's ratio; dashes in front count for nothing, since all options share them
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean NAME?)' for the known name that is nearest, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    bare = {word.lstrip("-"): word for word in known}
+    found = difflib.get_close_matches(name.lstrip("-"), list(bare), n=1, cutoff=CUTOFF)
+    return f" (did you mean {bare[found[0]]}?)" if found else ""
