@@ -73,7 +73,7 @@ def load_weights(model: nn.Module, weights: Weights, *, ignore: Iterable[str] = 
     before = state_arrays(model)
     match = match_names(offered, model)
     if match.problems:
-        raise InputError(f"{weights.path} does not fit {called}: {_listed(match)}{_suggestion(offered)}")
+        raise InputError(f"{weights.path} does not fit {called}: {_listed(match)}{_suggestion(offered, match)}")
     arrays = {name: _values(match, offered, name, before) for name in before}
     _refuse_not_finite(weights, match, arrays)
     load_arrays(model, arrays)
@@ -153,7 +153,7 @@ def _type(value: Tensor) -> str:
 def _without(weights: Weights, patterns: tuple[str, ...]) -> dict[str, Tensor]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in weights.tensors):
-            raise InputError(f"ignore={pattern!r} matches no name in {weights.path}: expected a pattern such as "
+            raise InputError(f"--ignore {pattern!r} matches no name in {weights.path}: expected a pattern such as "
                              f"'{next(iter(weights.tensors))}'")
     return {name: value for name, value in weights.tensors.items()
             if not any(fnmatchcase(name, pattern) for pattern in patterns)}
@@ -183,8 +183,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _suggestion(offered: Mapping[str, Tensor]) -> str:
-    """Name the architecture of ours that the file fits, with its number of classes, where there is one."""
+def _suggestion(offered: Mapping[str, Tensor], match: Match) -> str:
+    """Name the architecture of ours that the file fits, with its number of classes, or what would make it fit this one."""
     heads = [value for name, value in offered.items() if _translated(name) == "fc.weight" and value.ndim == 2]
     sizes = sorted({size for value in heads for size in value.shape})   # a cosine head may be turned
     likely = [arch for arch in ARCHITECTURES if heads and _names(offered) == _names(_shapes(arch, 2, 1, 1, False))]
@@ -192,7 +192,7 @@ def _suggestion(offered: Mapping[str, Tensor]) -> str:
         if match_names(offered, _shapes(arch, classes, channels, side, cosine)).problems == 0:
             head = "cosine head (loss=LDAM)" if cosine else "linear head (loss=CE, LA, VS, or LDAM of form=release)"
             return f"; it fits arch={arch} with {classes} classes, {channels} channels, a {head}"
-    return "; ignore=PATTERN leaves names out"
+    return "" if match.missing or match.misshapen else "; --ignore PATTERN leaves names out"
 
 
 def _shapes(arch: str, classes: int, channels: int, side: int, cosine: bool) -> nn.Module:

@@ -240,7 +240,7 @@ MISTAKES = {
     "epoch=50 of a.pth is out of range: expected 0 <= epoch <= epochs=40": ["a.pth", "--epoch", "50", "--epochs", "40"],
     "a.pth does not say after how many epochs": ["a.pth", "b.pth"],
     "more.pth does not fit": ["a.pth", "more.pth", "--epoch", "1", "2"],      # the first file is in order
-    "ignore='head.*' matches no name": ["a.pth", "--ignore", "head.*"],
+    "--ignore 'head.*' matches no name": ["a.pth", "--ignore", "head.*"],
     "holds no weights under ema": ["wrapped.pth.tar", "--entry", "ema"],
     "arch='mpl' is unknown": ["a.pth", "--arch", "mpl"],
     "--out": ["a.pth", "--out"],
