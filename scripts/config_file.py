@@ -24,8 +24,10 @@ def with_config_file(parser: argparse.ArgumentParser, tokens: list[str]) -> list
     if path is None or "--config" not in parser._option_string_actions:
         return tokens
     given = {_action(parser, token) for token in tokens}
-    words = []
-    for key, value in _read_toml(path).items():
+    words, document = [], _read_toml(path)
+    if "methods" in document:       # no command has such an option
+        raise InputError(f"{path} is a study, not a file of options: run it by landscape study {path}")
+    for key, value in document.items():
         action = _named_action(parser, key, path)
         if action not in given:
             words += _words(action, key, value, path)

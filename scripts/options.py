@@ -16,7 +16,7 @@ from scripts.config_file import with_config_file
 from scripts.progress import Progress
 from scripts.spelling import nearest
 
-__all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say"]
+__all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say", "tell"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +75,13 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, dry_run: bool = Fal
 def say(args: argparse.Namespace, text: str = "") -> None:
     """Print a line of the result for people; silent with `--json` or `--quiet`."""
     if not (args.json or args.quiet):
-        print(text)
+        print(text, flush=True)     # at once, also into a pipe
+
+
+def tell(args: argparse.Namespace, text: str) -> None:
+    """Say on standard error what is going on, before something that takes a while."""
+    if not (args.json or args.quiet):
+        print(text, file=sys.stderr, flush=True)
 
 
 def emit_json(args: argparse.Namespace, document: Any) -> None:

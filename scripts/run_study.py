@@ -6,14 +6,14 @@ import os
 import time
 from pathlib import Path
 
-from scripts.options import Progress, add_common_arguments, emit_json, say
+from scripts.options import Progress, add_common_arguments, emit_json, say, tell
 
 NAME = "study"
 HELP = "run a whole study: training, spectra, surfaces, figures, tables"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="digits, or a TOML file (see --print_config)")
+    parser.add_argument("study", metavar="STUDY", help="digits, or the TOML file of a study (--print_config writes one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study; default: runs/NAME")
     parser.add_argument("--print_config", action="store_true", help="print the study as TOML, to start one of your own, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: the study's, else one for each core")
@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = args.out or Path("runs") / study.name
     runs, started = study.runs(), time.perf_counter()
-    data = _data(runs[0].config, args.data_dir)
     say(args, _outline(study, runs))
+    tell(args, f"reading {runs[0].config.dataset}")
+    data = _data(runs[0].config, args.data_dir)
     if args.dry_run:
         return _forecast(args, study, runs, data)
     _claim(folder, study)
@@ -62,6 +63,7 @@ def _forecast(args: argparse.Namespace, study, runs, data) -> int:
     from analysis.subject import Subject
     from scripts.forecast import of_spectra, of_surfaces, of_training
     first, methods = runs[0], runs[:len(study.methods)]
+    tell(args, f"timing a few steps of each of {len(methods)} methods, a few products and points")
     subject = Subject.of(first.config, data, device=first.config.device)
     total = of_spectra(subject, first.groups, len(first.spectrum_epochs), first.spectrum, Making()).times(len(runs))
     total += of_surfaces(subject, [settings for run in runs for _, _, settings in run.surfaces])

@@ -154,6 +154,12 @@ def test_the_printed_config_is_a_study(capsys, tmp_path):
     assert Study.read(str(path)) == Study.read("digits")
 
 
+def test_a_study_given_as_a_file_of_options_is_told_how_it_is_run(capsys, study_file):
+    for words in (["study", "digits", "--config", str(study_file)], ["train", "--config", str(study_file)]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.endswith(f"is a study, not a file of options: run it by landscape study {study_file}\n")
+
+
 def test_the_digits_study_has_four_methods_and_three_seeds():
     study = Study.read("digits")
     assert len(study.runs()) == 12 and {run.config.opt for run in study.runs()} == {"sgd", "sam", "imbsam", "ssesam"}
