@@ -12,6 +12,7 @@ from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.recipes import RECIPES, departures, filled
 from landscape.schedules import learning_rate
+from landscape.training import training_data
 from scripts.cli import main
 from scripts.options import Parser, add_common_arguments
 from scripts.run_folder import open_run, slug
@@ -212,15 +213,23 @@ def test_inspect_prints_each_departure_and_what_no_setting_expresses(tmp_path, c
 
 
 def test_the_final_table_marks_the_result_and_what_the_test_set_selected(tmp_path, capsys):
-    words = ["train", "--dataset", "synthetic", "--epochs", "2", "--eval_every", "1", "--out", str(tmp_path / "run")]
-    assert main(words) == 0
-    last = [line for line in capsys.readouterr().out.splitlines() if line[:8] in ("* epoch ", "  epoch ")]
-    assert main([*words, "--selection", "test_best"]) == 0      # another report of the same run: nothing is trained
-    best = capsys.readouterr().out
-    assert "nothing to train" in best
-    marked = [line for line in (*last, *best.splitlines()) if line.startswith("* epoch")]
+    run = TrainConfig(dataset="synthetic", epochs=2, eval_every=1)
+    data = training_data(run)
+    store = RunStore.create(tmp_path / "run", run.resolved(data).stored(), provenance=provenance(data_hash=data.hash))
+    with store.writer():
+        recorder = store.recorder()
+        for epoch, accuracy in ((1, 0.5), (2, 0.25)):
+            recorder.epoch({"epoch": epoch, "test_accuracy/all": accuracy, "test_accuracy_flip/all": accuracy / 2})
+        store.mark_finished()
+    words, tables = ["train", "--dataset", "synthetic", "--epochs", "2", "--eval_every", "1", "--out", str(store.path)], []
+    for selection in ("last", "test_best"):     # another report of the same run: nothing is trained
+        assert main([*words, "--selection", selection]) == 0
+        shown = capsys.readouterr().out
+        assert "nothing to train" in shown
+        tables.append([line for line in shown.splitlines() if line[:8] in ("* epoch ", "  epoch ")])
+    marked = [line for table in tables for line in table if line.startswith("* epoch")]
     assert len(marked) == 2 and ", last" in marked[0] and "best, selected on the test set" in marked[1]
-    assert all("selected on the test set" in line for line in (*last, *best.splitlines()) if "best," in line)
+    assert all("selected on the test set" in line for table in tables for line in table if "best," in line)
 
 
 # --- runs stored before a setting was there -----------------------------------------------------------------
