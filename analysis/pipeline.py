@@ -3,7 +3,8 @@
     compute_curvature   everything measured of one group's Hessian at one checkpoint -> Curvature
     compute_surface     every group's loss on a line or plane through a checkpoint   -> Surface
 
-A record stores what it was computed from. One whose inputs are the same is kept; one whose inputs differ is computed anew.
+A record stores what it was computed from. One whose inputs are the same is kept unless it is to be overwritten; one of other
+weights or data is computed anew; one of other settings, or made by another engine than the one named, is refused.
 A computation that was killed goes on at the product where it was.
 """
 
@@ -32,6 +33,7 @@ from analysis.subject import Batches, Subject, group_batches, surface_batches
 from analysis.surface import loss_surface
 from analysis.trace import TraceEstimate, measure_trace
 from checkpoints.errors import RecordError
+from checkpoints.exactness import INEXACT, inexact, supported
 from checkpoints.journal import Journal
 from checkpoints.provenance import provenance
 from checkpoints.records import Curvature, EigenPairs, Spectrum, Surface
@@ -44,14 +46,23 @@ Counter = Callable[[int], None]
 OPERATORS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
 
 
+class OtherRecord(RecordError):
+    """What is stored was computed otherwise than is asked for: it is neither given back nor replaced."""
+
+    def __init__(self, found: str):
+        super().__init__(f"{found}; replace it with --overwrite, or keep it and ask for the same")
+        self.found = found
+
+
 def compute_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, *, making: Making = Making(),
-                      progress: Counter | None = None, verify: str | None = None,
+                      progress: Counter | None = None, recalled: Counter | None = None, verify: str | None = None,
                       overwrite: bool = False) -> tuple[Curvature, bool]:
     """Return everything measured of one group's Hessian at one epoch, and whether it was computed now.
 
     A stored record of the same inputs is returned; one of other weights or data is stale, and computed anew; one of other
-    settings is a RecordError unless `overwrite`. `verify="pyhessian"` adds that library's top eigenvalue and trace, computed
-    on the same images.
+    settings, or not made as `making` names, is an OtherRecord. With `overwrite` nothing stored is returned.
+    `progress` is told of every product, `recalled` of those among them that an earlier process made.
+    `verify="pyhessian"` adds that library's top eigenvalue and trace, computed on the same images.
     """
     subject.groups.select(group)
     if verify == "pyhessian" and stored_group(group, settings) != group:
@@ -59,9 +70,11 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     subject.load(epoch)
     inputs = _inputs(subject, settings, group=group)
     known = _known(subject.store, "curvature", inputs, overwrite, epoch=epoch, group=stored_group(group, settings))
-    if known is not None and (verify is None or known.second_opinion):
-        return known, False
-    record = known or _measured(subject, epoch, group, settings, making, inputs, progress)
+    if known is not None:
+        _refuse_other_making(subject.store, known, making)
+        if verify is None or known.second_opinion:
+            return known, False
+    record = known or _measured(subject, epoch, group, settings, making, inputs, progress, recalled)
     if is_main():
         if verify == "pyhessian":
             record = replace(record, second_opinion=_second_opinion(subject, group, settings))
@@ -78,8 +91,15 @@ def build_operator(subject: Subject, batches: Batches, settings: SpectrumSetting
         traces=subject.shared_traces(settings), expected_matvecs=settings.products, **making.keywords(choice or {}))
 
 
+def interrupted(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making = Making()) -> bool:
+    """Tell whether an earlier process began this spectrum, as it is asked for, and chose how to make its products."""
+    subject.load(epoch)
+    journal = _journal(subject.store, epoch, group, _inputs(subject, settings, group=group), making)
+    return Processes.present().first(is_main() and noted(journal) is not None)
+
+
 def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making, inputs: dict,
-              progress: Counter | None) -> Curvature:
+              progress: Counter | None, recalled: Counter | None) -> Curvature:
     """Measure with products that are kept, made as a process before this one had chosen to make them."""
     started, journal = time.perf_counter(), _journal(subject.store, epoch, group, inputs, making)
     choice = Processes.present().first(noted(journal) if is_main() else None)
@@ -89,14 +109,30 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
         journal.clear()
         note(journal, operator.choice)
     with Remembered(operator, journal, json.dumps(inputs, sort_keys=True)) as products:
-        spectrum, pairs, trace = _decompose(products, settings, progress)
-    made_from = provenance(inputs=inputs, **_how(products), trace=_trace_facts(trace),
+        spectrum, pairs, trace = _decompose(products, settings, _telling(products, progress, recalled))
+    made_from = provenance(inputs=inputs, **_how(products), making=asdict(making), trace=_trace_facts(trace),
                            seconds=time.perf_counter() - started + products.seconds)
     cutoff = threshold([spectrum])
-    return Curvature(epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
-                     _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
-                     float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
-                     extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from)
+    return supported(Curvature(
+        epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
+        _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
+        float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
+        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from))
+
+
+def _telling(products: Remembered, progress: Counter | None, recalled: Counter | None) -> Counter | None:
+    """Return a counter of products that tells which of them were recalled first."""
+    if progress is None or recalled is None:
+        return progress
+    told = 0
+
+    def count(number: int) -> None:
+        nonlocal told
+        if products.num_recalled > told:
+            recalled(products.num_recalled - told)
+            told = products.num_recalled
+        progress(number)
+    return count
 
 
 def _trace_facts(trace: TraceEstimate) -> dict[str, Any]:
@@ -157,6 +193,9 @@ def surface_directions(subject: Subject, epoch: int, settings: SurfaceSettings) 
         raise RecordError(f"{subject.store.path} holds no spectrum of {settings.group} at epoch {epoch}: run "
                           f"`landscape spectrum {subject.store.path} --group {settings.group} --epoch {epoch}` first")
     record = subject.store.read("curvature", epoch=epoch, group=settings.group)
+    if word := inexact(record):
+        raise RecordError(f"the spectrum of {settings.group} at epoch {epoch} is {word}, its eigenvectors are no directions to "
+                          "go by: compute it again with --overwrite and without --engine")
     made_from = record.provenance.get("inputs", {}).get("checkpoint")
     if made_from != subject.checkpoint_hash:
         raise RecordError(f"the spectrum of {settings.group} at epoch {epoch} belongs to other weights: compute it again")
@@ -191,7 +230,7 @@ def _inputs(subject: Subject, settings: SpectrumSettings | SurfaceSettings, **mo
 
 def _known(store: RunStore, kind: str, inputs: dict, overwrite: bool, **keys: Any) -> Any:
     """Return the stored record of these inputs, if there is one; refuse to replace one that is as good but of other settings."""
-    if not store.has(kind, **keys):
+    if overwrite or not store.has(kind, **keys):
         return None
     record = store.read(kind, **keys)
     stored = record.provenance.get("inputs", {})
@@ -200,10 +239,30 @@ def _known(store: RunStore, kind: str, inputs: dict, overwrite: bool, **keys: An
     if stored == inputs:
         return record
     stale = any(stored.get(key) != inputs[key] for key in ("checkpoint", "data", "classes"))
-    if not (stale or overwrite):
-        raise RecordError(f"{store.path} holds another {kind} of {', '.join(map(str, keys.values()))}: "
-                          f"{_difference(stored, inputs)}; replace it with --overwrite, or keep it and ask for the same")
+    if not stale:
+        raise OtherRecord(f"{store.path} holds another {_called(kind, **keys)}: {_difference(stored, inputs)}")
     return None
+
+
+def _called(kind: str, **keys: Any) -> str:
+    return f"spectrum of {keys['group']} at epoch {keys['epoch']}" if kind == "curvature" else f"{kind} {keys['name']}"
+
+
+def _refuse_other_making(store: RunStore, record: Curvature, making: Making) -> None:
+    """Refuse to give a record for that of an engine or microbatch which was named and did not make it.
+
+    What was not named may be anything that is exact. A microbatch is what was asked for: that of a small group is cut to it.
+    """
+    made, asked = record.provenance, record.provenance.get("making", {})
+    engine, microbatch = made.get("engine"), made.get("choice", {}).get("microbatch")
+    other = []
+    if making.engine == "auto" and engine in INEXACT or making.engine not in ("auto", engine, asked.get("engine")):
+        other.append(f"engine={engine}{f' ({inexact(record)})' if engine in INEXACT else ''} there, {making.engine} here")
+    if making.microbatch not in ("auto", microbatch, asked.get("microbatch")):
+        other.append(f"microbatch={microbatch} there, {making.microbatch} here")
+    if other:
+        raise OtherRecord(f"{store.path} holds another {_called('curvature', epoch=record.epoch, group=record.group)}: "
+                          + ", ".join(other))
 
 
 def _difference(stored: dict, wanted: dict) -> str:
