@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.options import Progress, add_common_arguments, emit_json, say, tell, tell_reading
 
 NAME = "study"
 HELP = "run a whole study: training, spectra, surfaces, figures, tables"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or Path("runs") / study.name
     runs, started = study.runs(), time.perf_counter()
     say(args, _outline(study, runs))
-    tell(args, f"reading {runs[0].config.dataset}")
+    tell_reading(args, runs[0].config.dataset)
     data = _data(runs[0].config, args.data_dir)
     if args.dry_run:
         return _forecast(args, study, runs, data)
@@ -62,15 +62,15 @@ def _forecast(args: argparse.Namespace, study, runs, data) -> int:
     from analysis.settings import Making
     from analysis.subject import Subject
     from scripts.forecast import of_spectra, of_surfaces, of_training
-    first, methods = runs[0], runs[:len(study.methods)]
+    first, methods, workers = runs[0], runs[:len(study.methods)], min(_workers(args, study), len(runs))
     tell(args, f"timing a few steps of each of {len(methods)} methods, a few products and points")
     subject = Subject.of(first.config, data, device=first.config.device)
     total = of_spectra(subject, first.groups, len(first.spectrum_epochs), first.spectrum, Making()).times(len(runs))
     total += of_surfaces(subject, [settings for run in runs for _, _, settings in run.surfaces])
     for run in methods:
         total += of_training(run.config.resolved(data), data).times(len(study.seeds))
-    forecast = total.shared(min(_workers(args, study), len(runs)))
-    say(args, forecast.line + f", {min(_workers(args, study), len(runs))} processes")
+    forecast = total.shared(workers)
+    say(args, forecast.line + f", {workers} processes")
     emit_json(args, {"study": study.name, "runs": [run.name for run in runs], "outline": _outline(study, runs),
                      "forecast": forecast.document})
     return 0
@@ -138,16 +138,22 @@ def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: flo
     from analysis import summary
     from checkpoints.atomic import write_text
     from checkpoints.provenance import provenance
+    from checkpoints.store import RunStore
     from scripts.draw_figures import compare_folders
+    from scripts.published_table import departure_lines, published_table
     pooled = compare_folders([folder / run.name for run in runs])
     accuracy = summary.accuracy_table(pooled)
     epochs = runs[0].spectrum_epochs
     curvature = [summary.curvature_table(pooled, epoch, runs[0].groups) for epoch in epochs]
     _print_accuracy(args, accuracy, len(study.seeds))
     _print_curvature(args, curvature[-1], epochs[-1])
+    stores = [RunStore.open(folder / run.name) for run in runs]
+    beside, departing = published_table(stores), departure_lines(stores)
+    _print_published(args, beside, departing)
     document = {"study": study.name, "seeds": list(study.seeds), "seconds_of_this_call": seconds,
                 "accuracy": summary.as_json(accuracy), "curvature": summary.as_json(pd.concat(curvature)),
-                "provenance": provenance()}
+                "published": [] if beside is None else summary.as_json(beside.rename_axis(["opt", "how"])),
+                "departures_from_the_recipe": departing, "provenance": provenance()}
     write_text(folder / "summary.json", json.dumps(document, indent=1) + "\n")
     return document
 
@@ -157,6 +163,15 @@ def _print_accuracy(args: argparse.Namespace, table, num_seeds: int) -> None:
     groups = [name for name in summary.ACCURACY_GROUPS if name in table]
     say(args, f"\ntest accuracy in % after the last epoch, mean ± 95 % interval over {num_seeds} seeds")
     say(args, summary.as_text(table, groups, percent=True))
+
+
+def _print_published(args: argparse.Namespace, table, departures: list[str]) -> None:
+    if table is None:
+        return
+    say(args, "\ntest accuracy in % beside the published one (see the recipe's traps: landscape inspect RUN)")
+    say(args, table.to_string(float_format=lambda value: f"{value:.1f}"))
+    if departures:
+        say(args, "no reproduction, for these runs depart from the recipe: " + "; ".join(departures))
 
 
 def _print_curvature(args: argparse.Namespace, table, epoch: int) -> None:
