@@ -5,6 +5,7 @@ error: power iteration stops when two values agree to 1e-3, the trace when two r
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor], *,
                       seed: int = 0) -> dict[str, float]:
-    """Return PyHessian's largest-magnitude eigenvalue and trace of the mean loss over one batch (inputs, targets)."""
+    """Return PyHessian's largest-magnitude eigenvalue and trace of the mean loss over one batch (inputs, targets).
+
+    Beside the trace stand its number of probes and its standard error by them, which PyHessian does not give.
+    """
     from pyhessian import hessian
     twin = copy.deepcopy(model).eval().float()
     with torch.random.fork_rng(devices=[0] if batch[0].is_cuda else []), warnings.catch_warnings():
@@ -26,5 +30,7 @@ def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
         (eigenvalue,), _ = engine.eigenvalues(top_n=1)
         samples = engine.trace()
     twin.zero_grad(set_to_none=True)    # its gradients hold the graph that made them
-    return {"pyhessian_top_eigenvalue": float(eigenvalue), "pyhessian_trace": float(sum(samples) / len(samples)),
-            "pyhessian_trace_probes": float(len(samples))}
+    samples = torch.tensor([float(sample) for sample in samples], dtype=torch.float64)
+    error = float(samples.std()) / len(samples) ** 0.5 if len(samples) > 1 else math.nan
+    return {"pyhessian_top_eigenvalue": float(eigenvalue), "pyhessian_trace": float(samples.mean()),
+            "pyhessian_trace_probes": float(len(samples)), "pyhessian_trace_error": error}

@@ -5,12 +5,14 @@
 
 import argparse
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 from checkpoints.errors import RecordError
-from checkpoints.records import Curvature, Estimate
-from scripts.options import Progress, add_common_arguments, emit_json, say
+from landscape.errors import InputError
+from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.spectrum_words import TABLE_FROM, summary, told
 
 NAME = "spectrum"
 HELP = "compute Hessian eigenspectra of class groups at the checkpoints of a run"
@@ -27,7 +29,8 @@ TEXTS = {
     "params": "parameters that form theta, by name patterns such as 'layer1.*'; stored as GROUP@layer1; default: all"}
 KINDS = {"max_samples": int, "trace_error": float, "params": str}      # of settings whose default is None
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-TABLE_FROM = 7      # spectra; fewer are printed at length
+GROUPS = re.compile(r"classes|all|head|tail|many|medium|few|class:\d+")
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     _add_making(parser)
     parser.add_argument("--verify", choices=("pyhessian",), help="compute the top eigenvalue and the trace with this library too")
-    parser.add_argument("--overwrite", action="store_true", help="replace a stored record of other settings")
+    parser.add_argument("--overwrite", action="store_true", help="compute again what is stored, and replace it")
     add_place_arguments(parser)
     add_common_arguments(parser, dry_run=True)
 
@@ -56,8 +59,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
     """Add how products are made: the record does not depend on it, but for rounding."""
-    parser.add_argument("--engine", default="auto", help="auto: the fastest that passes its checks; or linearized, jvp, reverse, "
-                        "differences (inexact), each but the last also with -compiled")
+    from analysis.settings import ENGINES
+    parser.add_argument("--engine", default="auto", help="auto: the fastest that passes its checks; or one of "
+                        f"{', '.join(ENGINES)}; differences is inexact")
     parser.add_argument("--microbatch", type=_microbatch, default="auto", metavar="N",
                         help="images evaluated at once, whatever the batch size; auto: by timing")
     parser.add_argument("--memory", type=memory_size, default="auto", metavar="BYTES",
@@ -94,25 +98,41 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the spectra that are not stored yet and print all of them."""
+    settings, making = _asked(args)
     from landscape.distributed import init_from_environment, is_main
     with init_from_environment():
         heard = not (args.quiet or args.json)       # on every process alike: they forecast together
         if not is_main():
             args.quiet, args.json = True, False
-        return _run(args, heard)
+        return _run(args, settings, making, heard)
 
 
-def _run(args: argparse.Namespace, heard: bool) -> int:
-    from landscape.distributed import main_first
+def _asked(args: argparse.Namespace):
+    """Check what can be checked without the run, before anything heavy is loaded."""
     from analysis.settings import Making, SpectrumSettings
+    for word in args.group:
+        if not GROUPS.fullmatch(word):
+            raise InputError(f"group {word!r} is unknown: expected some of all, head, tail, many, medium, few, class:N, classes")
+    check_device(args.device)
+    settings = SpectrumSettings(**{f.name: getattr(args, f.name) for f in fields(SpectrumSettings)})
+    return settings, Making(args.engine, args.microbatch, args.memory)
+
+
+def check_device(name: str) -> None:
+    """Refuse the name of no device; whether it is here is for torch to tell."""
+    if not DEVICES.fullmatch(name):
+        raise InputError(f"device={name!r} is unknown: expected auto, cpu, cuda or cuda:N")
+
+
+def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
+    from landscape.distributed import main_first
     from analysis.subject import Subject
     from checkpoints.store import RunStore
 
-    settings = SpectrumSettings(**{f.name: getattr(args, f.name) for f in fields(SpectrumSettings)})
-    making = Making(args.engine, args.microbatch, args.memory)
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
-    shown, traces = [], {}
+    shown, others, traces = [], [], {}
     for store, epochs in plans:
+        tell(args, f"{store.path}: reading data")
         with main_first():      # where data are downloaded, once
             subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
         groups = _groups(subject, args.group)
@@ -121,14 +141,33 @@ def _run(args: argparse.Namespace, heard: bool) -> int:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, groups, settings, making).document})
         else:
             if heard:
-                _forecast(args, subject, epochs, groups, settings, making)
-            rows = _compute(args, subject, epochs, groups, settings, making)
-            shown += rows
-            say(args, "\n".join(_table(rows) if len(rows) >= TABLE_FROM else [line for row in rows for line in _lines(row)]))
-    emit_json(args, {"forecast" if args.dry_run else "spectra": shown})
-    if not args.dry_run:
-        say(args, f"next: landscape figures spectra {' '.join(map(str, args.runs))}")
+                _foretell(args, subject, epochs, groups, settings, making)
+            rows, other = _compute(args, subject, epochs, groups, settings, making)
+            shown, others = shown + rows, others + other
+            if rows:
+                say(args, told(rows))
+    emit_json(args, {"forecast" if args.dry_run else "spectra": shown} | ({"refused": list(map(str, others))} if others else {}))
+    if shown and not args.dry_run:
+        say(args, f"next: landscape figures {_figure(shown)}")
+    _refuse(others, len(shown))
     return 0
+
+
+def _figure(shown: list[dict]) -> str:
+    """Return which figure shows the spectra just made, as words of a command line."""
+    groups, runs = (list(dict.fromkeys(row[name] for row in shown)) for name in ("group", "run"))
+    name = "spectra" if len(groups) < TABLE_FROM else "curvature_table"
+    return shlex.join([name, *runs, "--group", *groups])
+
+
+def _refuse(others: list, shown: int) -> None:
+    """End with one line where stored records are of other settings or engines; everything else is done."""
+    if len(others) == 1:
+        raise others[0]
+    if others:
+        found = "; ".join(other.found for other in others[:3]) + f"; and {len(others) - 3} more" * (len(others) > 3)
+        raise RecordError(f"{len(others)} of {len(others) + shown} spectra were left as they are: {found}; replace them with "
+                          "--overwrite, or keep them and ask for the same")
 
 
 def _say_plan(args: argparse.Namespace, store, epochs: list[int], groups: list[str], settings) -> None:
@@ -138,32 +177,56 @@ def _say_plan(args: argparse.Namespace, store, epochs: list[int], groups: list[s
               f"{len(groups) * len(epochs)} spectra")
 
 
-def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making):
-    """Forecast the spectra that are not stored yet, and say it; None where there is none."""
-    from analysis.settings import stored_group
-    from scripts.forecast import of_spectra
-    missing = [(epoch, group) for epoch in epochs for group in groups if args.dry_run or args.overwrite or
-               not subject.store.has("curvature", epoch=epoch, group=stored_group(group, settings))]
+def _foretell(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making) -> None:
+    """Forecast what is missing; where an earlier process began with it, go on at once with what that one chose."""
+    from analysis.pipeline import interrupted
+    missing = _missing(args, subject, epochs, groups, settings)
     if not missing:
-        return None
+        return
+    if any(interrupted(subject, epoch, group, settings, making) for epoch, group in missing):
+        tell(args, "going on with an interrupted spectrum: no forecast; preparing its products as they were made")
+    else:
+        _forecast(args, subject, epochs, groups, settings, making)
+
+
+def _missing(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings) -> list[tuple[int, str]]:
+    from analysis.settings import stored_group
+    return [(epoch, group) for epoch in epochs for group in groups if args.dry_run or args.overwrite or
+            not subject.store.has("curvature", epoch=epoch, group=stored_group(group, settings))]
+
+
+def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making):
+    """Forecast the spectra that are not stored yet, and say it."""
+    from scripts.forecast import of_spectra
+    missing = _missing(args, subject, epochs, groups, settings)
     subject.load(missing[0][0])
     names = list(dict.fromkeys(group for _, group in missing))
-    forecast = of_spectra(subject, names, len(dict.fromkeys(epoch for epoch, _ in missing)), settings, making)
+    forecast = of_spectra(subject, names, len(dict.fromkeys(epoch for epoch, _ in missing)), settings, making,
+                          tell=lambda text: tell(args, text))
     say(args, forecast.line)
     return forecast
 
 
-def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making) -> list[dict]:
-    from analysis.pipeline import compute_curvature
-    rows, each, place = [], settings.products, str(subject.store.path)
-    with Progress(each * len(groups) * len(epochs), place, quiet=args.quiet or args.json, unit="product") as bar:
-        for epoch, group in ((epoch, group) for epoch in epochs for group in groups):
+def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings,
+             making) -> tuple[list[dict], list[RecordError]]:
+    """Compute what is not stored; return the spectra, and the refusals of records that were computed otherwise."""
+    from analysis.pipeline import OtherRecord, compute_curvature
+    rows, others, each, place = [], [], settings.products, str(subject.store.path)
+    todo = [(epoch, group) for epoch in epochs for group in groups]
+    with Progress(each * len(todo), place, quiet=args.quiet or args.json, unit="product") as bar:
+        for count, (epoch, group) in enumerate(todo, 1):
             bar.set_description(f"{group}, epoch {epoch}")
-            record, fresh = compute_curvature(subject, epoch, group, settings, making=making, progress=bar.update,
-                                              verify=args.verify, overwrite=args.overwrite)
-            rows.append({"run": place, **summary(record), "stored_before": not fresh})
-            bar.update(each * len(rows) - bar.done)      # what converged early, or was stored before, is done too
-    return rows
+            fresh = False
+            try:
+                record, fresh = compute_curvature(subject, epoch, group, settings, making=making, progress=bar.update,
+                                                  recalled=bar.recalled, verify=args.verify, overwrite=args.overwrite)
+                rows.append({"run": place, **summary(record), "stored_before": not fresh})
+            except OtherRecord as other:
+                others.append(other)
+            if not fresh:
+                bar.recalled(each)
+            bar.update(each * count - bar.done)      # what converged early, or was stored before, is done too
+    return rows, others
 
 
 def chosen_epochs(store, wanted: list[str]) -> list[int]:
@@ -183,71 +246,6 @@ def chosen_epochs(store, wanted: list[str]) -> list[int]:
             raise RecordError(f"{store.path} holds no checkpoint of epoch {word}: expected last, all, or some of "
                               f"{', '.join(map(str, stored))}")
     return sorted(chosen)
-
-
-def summary(record: Curvature) -> dict:
-    """Return a record's main numbers, as JSON can hold them."""
-    pairs = record.eigenpairs
-    return {
-        "epoch": record.epoch, "group": record.group, "num_samples": record.num_samples, "num_available": record.num_available,
-        "loss": record.loss, "accuracy": record.accuracy, "test_accuracy": record.test_accuracy,
-        "gradient_norm": record.gradient_norm, "engine": record.provenance.get("engine"),
-        "choice": record.provenance.get("choice", {}), "engine_reasons": record.provenance.get("engine_reasons", {}),
-        "lambda_min": _pair(pairs, 0), "lambda_max": _pair(pairs, -1), "missed_below": _estimate(pairs.missed_below),
-        "trace": _estimate(record.trace) | record.provenance.get("trace", {}),
-        "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
-        "extreme_ratio": _estimate(record.extreme_ratio), "second_opinion": record.second_opinion,
-        "num_matvecs": record.provenance.get("num_matvecs"), "seconds": record.provenance.get("seconds")}
-
-
-def _pair(pairs, index: int) -> dict:
-    return {"value": float(pairs.values[index]), "residual": float(pairs.residuals[index]),
-            "converged": bool(pairs.converged[index]), "sign_verified_in_float64": bool(pairs.verified[index])}
-
-
-def _estimate(estimate: Estimate) -> dict:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "level": estimate.level, "kind": estimate.kind}
-
-
-def _lines(row: dict) -> list[str]:
-    """Write one spectrum as a few readable lines."""
-    used = row["num_samples"] if row["num_samples"] == row["num_available"] else f"{row['num_samples']} of {row['num_available']}"
-    lines = [f"epoch {row['epoch']}, {row['group']} ({used} images): loss {row['loss']:.4g}, "
-             f"test accuracy {row['test_accuracy']:.1%}, |gradient| {row['gradient_norm']:.3g}",
-             f"  {'engine':14} {_engine(row)}"]
-    for name in ("lambda_min", "lambda_max"):
-        pair = row[name]
-        words = ["converged" if pair["converged"] else "not converged"]
-        words += ["sign verified in float64"] if pair["sign_verified_in_float64"] else []
-        lines.append(f"  {name:14} {pair['value']:+.6g} +- {pair['residual']:.1e} (residual; {', '.join(words)})")
-    missed = row["missed_below"]
-    lines.append(f"  nothing below  {missed['low']:+.6g} (missed with probability {1 - missed['level']:.0%})")
-    for name in ("trace", "negative_mass", "extreme_ratio"):
-        value = row[name]
-        limits = f"[{value['low']:.4g}, {value['high']:.4g}]"
-        short = "" if value.get("reached", True) else f"; {value['num_matvecs']} products did not reach the error asked for"
-        lines.append(f"  {name:14} {value['value']:.5g} {limits} ({value['kind']}, {value['level']:.0%}{short})")
-    lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
-    return lines
-
-
-def _engine(row: dict) -> str:
-    """Write the engine that made the products, how, and why others were not taken."""
-    how = ", ".join(f"{name} {value}" for name, value in row["choice"].items() if name != "engine")
-    why = "; ".join(f"not {name}: {reason}" for name, reason in row["engine_reasons"].items())
-    return f"{row['engine']}{f' ({how})' if how else ''}{f'; {why}' if why else ''}"
-
-
-def _table(rows: list[dict]) -> list[str]:
-    """Write many spectra as a table, a line each; the intervals are in the records and in `--json`."""
-    lines = [f"{'epoch':>5} {'group':16} {'images':>11} {'loss':>9} {'lambda_min':>22} {'lambda_max':>22} {'trace':>11} "
-             f"{'negative mass':>13}"]
-    for row in rows:
-        low, high = (f"{row[name]['value']:+.4g} +- {row[name]['residual']:.0e}" for name in ("lambda_min", "lambda_max"))
-        used = f"{row['num_samples']} / {row['num_available']}"
-        lines.append(f"{row['epoch']:5} {row['group']:16} {used:>11} {row['loss']:9.4g} {low:>22} {high:>22} "
-                     f"{row['trace']['value']:11.4g} {row['negative_mass']['value']:13.3g}")
-    return [*lines, f"+- is the residual; engine {', '.join(sorted({row['engine'] for row in rows}))}, why: --json"]
 
 
 def _groups(subject, wanted: list[str]) -> list[str]:

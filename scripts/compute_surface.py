@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, chosen_epochs
-from scripts.options import Progress, add_common_arguments, emit_json, say
+from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
+from scripts.options import Progress, add_common_arguments, emit_json, say, tell
 
 NAME = "surface"
 HELP = "evaluate every group's loss on a line or plane through the checkpoints of a run"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=TEXTS[setting.name],
                             choices=choices.get(setting.name))
     parser.add_argument("--name", help="name of the stored surface; default: made of epoch, directions and dimensions")
-    parser.add_argument("--overwrite", action="store_true", help="replace a stored record of other settings")
+    parser.add_argument("--overwrite", action="store_true", help="evaluate again what is stored, and replace it")
     add_place_arguments(parser)
     add_common_arguments(parser, dry_run=True)
 
@@ -40,13 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the surfaces that are not stored yet and say where they are."""
     from analysis.settings import SurfaceSettings
+    settings = SurfaceSettings(**{f.name: getattr(args, f.name) for f in fields(SurfaceSettings)})
+    check_device(args.device)
     from analysis.subject import Subject
     from checkpoints.store import RunStore
 
-    settings = SurfaceSettings(**{f.name: getattr(args, f.name) for f in fields(SurfaceSettings)})
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
     shown = []
     for store, epochs in plans:
+        tell(args, f"{store.path}: reading data")
         subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, settings).document})

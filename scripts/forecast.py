@@ -63,13 +63,17 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def of_spectra(subject, groups: Sequence[str], epochs: int, settings, making) -> Forecast:
-    """Time products of one microbatch of the largest and of the smallest group; those between lie on a line."""
+def of_spectra(subject, groups: Sequence[str], epochs: int, settings, making,
+               tell: Callable[[str], None] = lambda text: None) -> Forecast:
+    """Time products of one microbatch of the largest and of the smallest group; those between lie on a line.
+
+    `tell` is told what begins.
+    """
     from analysis.plan import budget
     from analysis.subject import group_images
     sizes = {group: len(group_images(subject, group, settings)[0]) for group in groups}
     ends = {sizes[group]: group for group in (max(groups, key=sizes.get), min(groups, key=sizes.get))}
-    timings = [_Timing.of(subject, group, settings, making) for _, group in sorted(ends.items())]
+    timings = [_Timing.of(subject, group, settings, making, tell) for _, group in sorted(ends.items())]
     small, large = timings[0], timings[-1]
     free, products = budget(making.memory, subject.device), settings.products
     seconds = [_spectrum_seconds(size, small, large, products, free) for size in sizes.values()]
@@ -123,14 +127,16 @@ class _Timing:
     engine: str
 
     @classmethod
-    def of(cls, subject, group: str, settings, making) -> "_Timing":
+    def of(cls, subject, group: str, settings, making, tell: Callable[[str], None]) -> "_Timing":
         import torch
 
         from analysis.pipeline import build_operator
         from analysis.subject import group_batches
         batch = group_batches(subject, group, settings)[0][:1]
+        tell(f"{group}: tracing and checking products (once)")
         first, _ = _timed(lambda: build_operator(subject, batch, settings, making))
         setup, operator = _timed(lambda: build_operator(subject, batch, settings, making))
+        tell(f"{group}: timing products of {len(batch[0][1])} images")
         block = torch.ones(settings.num_probes, operator.size, dtype=operator.dtype, device=operator.device)
         fresh, kept = (_timed(lambda: operator.matmat(block))[0] / len(block) for _ in range(2))
         return cls(len(batch[0][1]), max(first - setup, 0.0), setup, fresh, min(fresh, kept), operator.held_bytes,

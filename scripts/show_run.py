@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import RecordError
+from checkpoints.exactness import inexact, supported
 from checkpoints.layout import KINDS
 from checkpoints.records import Curvature, Estimate, Surface
 from checkpoints.schema import read_record
@@ -80,10 +81,11 @@ def _readable(store: RunStore, kind: str, damaged: list[str]) -> Iterator[Any]:
 
 
 def _curvature(record: Curvature) -> dict[str, Any]:
+    word, record = inexact(record), supported(record)
     pairs = record.eigenpairs
     ends = {"lambda_min": 0, "lambda_max": -1} if pairs.values.size else {}
     return {
-        "epoch": record.epoch, "group": record.group, "num_samples": record.num_samples,
+        "epoch": record.epoch, "group": record.group, "inexact": word, "num_samples": record.num_samples,
         "num_available": record.num_available, "loss": record.loss, "accuracy": record.accuracy,
         "test_accuracy": record.test_accuracy, "gradient_norm": record.gradient_norm,
         **{name: {"value": pairs.values[end], "residual": pairs.residuals[end], "converged": pairs.converged[end],
@@ -192,6 +194,8 @@ def _curvature_lines(curvatures: list[dict[str, Any]]) -> Iterator[str]:
         yield (f"  epoch {entry['epoch']}, group {entry['group']}: {entry['num_samples']} of {entry['num_available']} "
                f"samples, loss {entry['loss']:.5g}, accuracy {entry['accuracy']:.2%}, "
                f"test accuracy {_share(entry['test_accuracy'])}")
+        if entry["inexact"]:
+            yield f"    INEXACT ({entry['inexact'].partition(' ')[2]}): residuals are no bounds, and no sign is verified"
         ends = (f"{name} {_end(entry[name])}" for name in ("lambda_min", "lambda_max") if name in entry)
         yield f"    {', '.join(ends) or 'no eigenpairs'}"
         yield f"    trace {_interval(entry['trace'])}"
