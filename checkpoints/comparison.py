@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from checkpoints.errors import RecordError
+from checkpoints.exactness import inexact, supported
 from checkpoints.records import Curvature, Surface
 
 ORDER = ("sgd", "sam", "imbsam", "ssesam")   # as the papers list them; other optimizers follow in the order given
@@ -179,7 +180,15 @@ def compare(runs: Iterable[Any]) -> Comparison:
 
 
 def check_same_object(records: Sequence[Curvature]) -> None:
-    """Refuse curvatures of one group that describe different Hessians: other data, split, loss or number of images."""
+    """Refuse curvatures of one group that describe different Hessians: other data, split, loss or number of images.
+
+    Those of inexact products are refused beside exact ones, whatever their groups.
+    """
+    if len({inexact(record) for record in records}) > 1:
+        odd = next(record for record in records if inexact(record))
+        raise RecordError(f"the spectrum of {odd.group} at epoch {odd.epoch} is {inexact(odd)}, others are exact: they cannot share "
+                          "a figure or table; compute it again with: landscape spectrum RUN --overwrite"
+                          f" --epoch {odd.epoch} --group {classes_of(odd.group)}")
     for group in dict.fromkeys(record.group for record in records):
         kinds = [_object(record) for record in records if record.group == group]
         for kind in kinds[1:]:
@@ -233,6 +242,7 @@ def _view(surface: Surface) -> dict[str, Any]:
 
 
 def _without_vectors(record: Curvature) -> Curvature:
+    record = supported(record)
     pairs = record.eigenpairs
     return replace(record, eigenpairs=replace(pairs, vectors=np.zeros((0, pairs.vectors.shape[1]))))
 

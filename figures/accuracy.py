@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from analysis import summary
 from checkpoints.comparison import Comparison
+from checkpoints.exactness import inexact
 from figures import style
 from figures.options import Options
 from figures.saddle import plot_over_epochs
@@ -73,7 +74,7 @@ def draw_curvature_table(runs: Comparison, options: Options) -> Figure:
     plot_table(figure.subplots(), list(CURVATURE_COLUMNS.values()), rows, cells, gaps=_changes(list(table.index)))
     limit = summary.number_text(-table["threshold"].iloc[0])
     text = (f"eigenvalues and trace in nats / parameter$^2$, negative mass below {limit}; "
-            f"{style.describe(runs)}, epoch {table['epoch'].iloc[0]}{_interval_note(runs, options)}")
+            f"{style.describe(runs)}, epoch {table['epoch'].iloc[0]}{_inexact_note(runs, table)}{_interval_note(runs, options)}")
     style.shared_legend(figure, [], text)
     return figure
 
@@ -106,6 +107,12 @@ def optimizer_handles(optimizers: Sequence[str]) -> list[Line2D]:
 
 def _changes(index: Sequence[tuple[str, str]]) -> list[int]:
     return [row for row in range(1, len(index)) if index[row][0] != index[row - 1][0]]
+
+
+def _inexact_note(runs: Comparison, table: pd.DataFrame) -> str:
+    group, opt = table.index[0]
+    word = inexact(runs.curvatures(opt, int(table["epoch"].iloc[0]), group)[0])      # as are all others of one table
+    return f", INEXACT ({word.partition(' ')[2]})" if word else ""
 
 
 def _interval_note(runs: Comparison, options: Options) -> str:

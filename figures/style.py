@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from checkpoints.comparison import Comparison, classes_of
 from checkpoints.errors import RecordError
+from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
 
 WIDTH = 7.0        # inches
@@ -127,10 +128,14 @@ def describe(runs: Comparison, seeds: bool = True) -> str:
 
 
 def describe_hessians(records: Sequence[Curvature]) -> str:
-    """Return, in words, what is not the default about the Hessians of these records: subsets, test images, training loss."""
+    """Return, in words, what is not the default about the Hessians of these records: subsets, test images, training loss.
+
+    Inexact products are said first; figures never show them beside exact ones.
+    """
     found = {record.group: record for record in records}
     parts = [f"{record.num_samples} of {record.num_available} images of {group}" for group, record in found.items()
              if record.num_samples < record.num_available]
+    parts = [f"INEXACT ({word.partition(' ')[2]})" for word in sorted({inexact(r) for r in found.values()} - {""})] + parts
     settings = next(iter(found.values())).provenance.get("inputs", {}).get("settings", {})
     parts += ["Hessian over test images"] if settings.get("split") == "test" else []
     parts += ["Hessian of the training loss"] if settings.get("loss") == "training" else []

@@ -15,6 +15,8 @@ from checkpoints.store import RunStore
 from scripts.options import Progress, add_common_arguments, emit_json, say
 
 NAME = "figures"
+HALVES = ("head", "tail")
+MOST_GROUPS = 12    # drawn without being asked for
 HELP = "draw spectra, surfaces, accuracy curves and tables from stored records"
 
 
@@ -38,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="file formats")
     parser.add_argument("--dpi", type=int, default=200, help="dots per inch of PNG files, 50 to 1200")
     parser.add_argument("--epoch", type=int, help="epoch of the records (default: the last that all runs have)")
-    parser.add_argument("--group", nargs="+", default=["head", "tail"], metavar="GROUP", help="class groups to draw: "
-                        "all, head, tail, many, medium, few, class:3 ...")
+    parser.add_argument("--group", nargs="+", metavar="GROUP", help="class groups to draw: all, head, tail, many, medium, few, "
+                        "class:3 ... (default: of head and tail those with spectra, else all groups with spectra)")
     parser.add_argument("--style", default="relative", choices=["relative", "published"],
                         help="of spectra: scale-free, or "
                         "with the constants of the papers")
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, and say what was written; with NAME all, say also what could not be drawn and why."""
+    """Draw, and say what was written; with NAME all, say also what could not be drawn, a line for each cause."""
     from figures.catalogue import CATALOGUE, entry
     names = list(CATALOGUE) if args.name == "all" else [args.name]
     entry(names[0])
@@ -60,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if (folder / "__init__.py").exists():
         raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
     written, refused = draw_all(names, compare_folders(args.runs), folder, args)
-    if not written:
-        raise RecordError(next(iter(refused.values())))
+    if not written and args.name != "all":
+        raise RecordError(refused[args.name])
     _report(args, folder, written, refused)
     return 0
 
@@ -75,7 +77,7 @@ def draw_all(names: list[str], runs: Comparison, folder: Path, args: argparse.Na
         for name in names:
             progress.set_description(name)
             try:
-                written[name] = write(name, runs, folder, _options(args), args.format, args.dpi)
+                written[name] = write(name, runs, folder, _options(args, name, runs), args.format, args.dpi)
             except RecordError as error:
                 refused[name] = str(error)
             progress.update()
@@ -99,10 +101,24 @@ def run_folders(path: Path) -> list[Path]:
     return found
 
 
-def _options(args: argparse.Namespace):
+def groups_with_spectra(runs: Comparison, epoch: int | None = None) -> tuple[str, ...]:
+    """Return of head and tail those of which any run holds a spectrum (at `epoch`), else all groups that have one.
+
+    Where there is none, head and tail: what is drawn of them says how to make theirs.
+    """
+    found = dict.fromkeys(group for member in runs.everyone for at, group in member.curvatures if epoch in (None, at))
+    halves = [group for group in HALVES if group in found]
+    if len(found) > MOST_GROUPS and not halves:
+        raise RecordError(f"{len(found)} groups have spectra ({', '.join(list(found)[:3])} ...): choose some with --group")
+    return tuple(halves or found or HALVES)
+
+
+def _options(args: argparse.Namespace, name: str, runs: Comparison):
+    from figures.catalogue import CATALOGUE
     from figures.options import Options
     rc = dict(_setting(text) for text in args.rc)
-    return Options(args.epoch, tuple(args.group), args.style, args.surface, args.level, rc)
+    groups = tuple(args.group or (groups_with_spectra(runs, args.epoch) if "spectra" in CATALOGUE[name].records else HALVES))
+    return Options(args.epoch, groups, args.style, args.surface, args.level, rc)
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -129,9 +145,10 @@ def _default_folder(paths: list[Path]) -> Path:
 
 
 def _report(args: argparse.Namespace, folder: Path, written: dict[str, list[Path]], refused: dict[str, str]) -> None:
-    for name, reason in refused.items():
-        if not args.quiet:
-            print(f"not drawn: {name}: {reason}", file=sys.stderr)
+    for reason in dict.fromkeys(refused.values()):
+        print(f"not drawn: {', '.join(name for name in refused if refused[name] == reason)}: {reason}", file=sys.stderr)
+    if not written:
+        raise RecordError("no figure could be drawn")
     for name, paths in written.items():
         say(args, f"{name:16} {', '.join(path.name for path in paths)}")
     first = next(iter(written.values()))
