@@ -27,7 +27,7 @@ from landscape.matching import load_weights
 from landscape.snapshot import state_arrays
 from landscape.training import build_network, check_outputs, choose_device, training_data
 from landscape.weights import Weights, read_weights, sha256
-from scripts.options import add_common_arguments, emit_json, say
+from scripts.options import add_common_arguments, emit_json, say, tell_reading
 from scripts.train import check_origin, origin
 from scripts.run_folder import open_run
 from scripts.train_settings import add_settings, given_settings
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     given = given_settings(args, stored)
     settings = stored | given
     config = TrainConfig.from_dict(settings)
+    tell_reading(args, config.dataset)
     data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
     config = config.resolved(data)
     if known:
@@ -189,7 +190,8 @@ def _write(args: argparse.Namespace, config: TrainConfig, data: LongTailData, ar
     store = open_run(args.out, config, made_from)
     model = build_network(config, data).to(getattr(torch, config.dtype))
     with store.writer():
-        store.amend_provenance(imported=store.provenance["imported"] | files)
+        store.amend_provenance(imported=store.provenance["imported"] | files,
+                               stated=sorted({*store.provenance.get("stated", ()), *stated}))
         for arrival in arrivals:
             if sha256(arrival.path) != arrival.sha256:
                 raise InputError(f"{arrival.path} has changed meanwhile: import it again")

@@ -16,7 +16,7 @@ from scripts.config_file import with_config_file
 from scripts.progress import Progress
 from scripts.spelling import nearest
 
-__all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say", "tell"]
+__all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say", "tell", "tell_reading"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +82,12 @@ def tell(args: argparse.Namespace, text: str) -> None:
     """Say on standard error what is going on, before something that takes a while."""
     if not (args.json or args.quiet):
         print(text, file=sys.stderr, flush=True)
+
+
+def tell_reading(args: argparse.Namespace, dataset: str) -> None:
+    """Say that data are being read, where that is more than a moment."""
+    if dataset not in ("digits", "synthetic"):
+        tell(args, f"reading {dataset}")
 
 
 def emit_json(args: argparse.Namespace, document: Any) -> None:

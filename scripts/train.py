@@ -29,7 +29,7 @@ from landscape.training import build_network, choose_device, training_data
 from scripts.chosen_epoch import choose, every_choice
 from scripts.forecast import of_training
 from scripts.log_scalars import writer_class
-from scripts.options import add_common_arguments, emit_json, say
+from scripts.options import add_common_arguments, emit_json, say, tell_reading
 from scripts.run_folder import open_run, slug
 from scripts.train_settings import add_settings, given_settings
 from scripts.train_stored import GROUPS, Stop, tell_stop, train_beside, train_stored
@@ -75,6 +75,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     config = _config(args)
     if args.tensorboard:
         writer_class()      # say what is missing before anything is loaded
+    tell_reading(args, config.dataset)
     with main_first():      # where data are downloaded, once
         data = training_data(config, args.data_dir, progress=not (args.quiet or args.json))
     config = config.resolved(data)

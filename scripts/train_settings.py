@@ -8,10 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from landscape.configuration import TrainConfig
-from landscape.recipes import filled
+from landscape.data import LongTailData
+from landscape.recipes import departures, filled, recipe_named
 
 # The SSE-SAM release's names.
 ALIASES = {"eval_every": ("--print_freq",), "batch_size": ("-bz",), "weight_decay": ("-wd",)}
+
+ALWAYS = ("dataset", "imb_factor", "arch", "loss", "opt", "epochs", "batch_size", "lr", "weight_decay", "seed")
+OF_OPTIMIZER = {"sgd": (), "sam": ("rho",), "imbsam": ("rho", "eta", "weighting"),
+                "ssesam": ("head_rho", "tail_rho", "gamma", "eta", "weighting")}
+OF_SOME = frozenset(("rho", "head_rho", "tail_rho", "gamma", "gamma_rule", "weighting"))   # which the others do not read
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,21 @@ def given_settings(args: argparse.Namespace, stored: Mapping[str, Any] = Mapping
     if "loss_options" in given:
         given["loss_options"] = dict(given["loss_options"])
     return given if stored else filled(given)
+
+
+def telling_settings(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
+    """Return of a resolved configuration what tells the run: what everyone asks first, and what departs from the rest.
+
+    Settings depart from the recipe's where it has them, else from the defaults for these data; those that the optimizer
+    does not read are left out.
+    """
+    plain, values = TrainConfig(dataset=config.dataset).resolved(data).as_dict(), config.as_dict()
+    said = {} if config.recipe is None else recipe_named(config.recipe).values(values)
+    odd = {name for name in values if name not in said and values[name] != plain[name]}
+    odd |= set(departures(values)) if config.recipe else set()
+    own = OF_OPTIMIZER[config.opt]
+    unread = OF_SOME - {*own, *(("gamma_rule",) if config.opt == "ssesam" else ())}
+    return {name: value for name, value in values.items() if name in ALWAYS or name in own or name in odd - unread}
 
 
 def _add_setting(parser: argparse.ArgumentParser, setting: Any) -> None:

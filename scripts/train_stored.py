@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import TextIO
 
 import torch
 
+from checkpoints.run_file import FILE_NAME
 from checkpoints.store import RunStore
 from landscape.batches import batch_sizes
 from landscape.configuration import NOT_IDENTITY, TrainConfig
@@ -21,8 +23,10 @@ from landscape.training import choose_device, train
 from scripts.interruptions import Interruption, shared_by_processes
 from scripts.log_scalars import Scalars
 from scripts.options import Progress, say
+from scripts.train_settings import telling_settings
 
 GROUPS = ("all", "head", "tail", "many", "medium", "few")
+LONG = 2000     # test images, whose evaluation is worth a line
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,12 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
                 if scalars:
                     scalars.row(row)
 
-            result = train(config, data=data, recorder=recorder, progress=progress, on_step=bar.update,
+            def on_step(number: int) -> None:
+                bar.update(number)
+                if not quiet and _is_evaluated(config, bar.done, steps, total) and len(data.test) >= LONG:
+                    _above_the_bar(f"evaluating on {len(data.test)} test images", sys.stderr)
+
+            result = train(config, data=data, recorder=recorder, progress=progress, on_step=on_step,
                            stop=shared_by_processes(asked), processes=processes)
         _tell_skipped(args, data, store)
         if not result.stopped:
@@ -98,7 +107,8 @@ def _begin(args: argparse.Namespace, config: TrainConfig, data: LongTailData, st
         notes.append(f"begun {'without' if args.deterministic else 'with'} --deterministic, "
                      f"continued {'with' if args.deterministic else 'without'} it")
         say(args, f"note: {notes[-1]}")
-    for line in (f"run {store.path}", *(f"  {name} = {value}" for name, value in config.as_dict().items()),
+    for line in (f"run {store.path}", *(f"  {name} = {value}" for name, value in telling_settings(config, data).items()),
+                 f"  the others as {'the recipe or ' if config.recipe else ''}--help says, all in {FILE_NAME}",
                  *([f"continuing {position}"] if position else [])):
         say(args, line)
     store.log(f"{f'continued {position}' if position else 'started'} by process {os.getpid()} on "
@@ -124,9 +134,15 @@ def _tell(row: dict[str, float], config: TrainConfig, store: RunStore, quiet: bo
     line = _row_line(row, config.epochs)
     store.log(line)
     if not quiet and any(name.startswith("test_") for name in row):
-        from tqdm import tqdm
+        _above_the_bar(line, sys.stdout)
 
-        tqdm.write(line)  # prints above the bar, where there is one
+
+def _above_the_bar(line: str, stream: TextIO) -> None:
+    """Print at once, above the bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=stream)
+    stream.flush()
 
 
 def _row_line(row: dict[str, float], epochs: int) -> str:
@@ -149,6 +165,11 @@ def _ended_in_log(store: RunStore) -> Iterator[None]:
         with suppress(OSError):
             store.log(f"ended by {type(error).__name__}: {' '.join(str(error).split())[:500]}")
         raise
+
+
+def _is_evaluated(config: TrainConfig, done: int, steps: int, total: int) -> bool:
+    """Tell whether the network is evaluated next, after `done` steps of `total`, `steps` an epoch."""
+    return done == total or done % (steps * config.eval_every) == 0
 
 
 def _num_steps(config: TrainConfig, steps: int) -> int:

@@ -253,6 +253,15 @@ def test_a_forecast_computes_nothing(finished, capsys):
     assert "forecast: at most" in capsys.readouterr().out and hashes(finished) == before
 
 
+def test_a_studys_forecast_says_what_it_does_before_it_does_it(study_file, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("analysis.subject.Subject.of", stopped)
+    assert main(["study", str(study_file), "--dry_run"]) == 130
+    shown = capsys.readouterr()
+    assert "methods (" in shown.out and shown.err.startswith("timing a few steps of each of ")
+
+
 def test_progress_adds_up_to_the_forecast():
     counted = []
     with topped_up(counted.append, 10) as count:

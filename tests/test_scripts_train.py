@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from checkpoints.store import RunStore
+from landscape.data import load_data
+from landscape.recipes import filled
 from landscape.training import TrainConfig
+from scripts import train_stored
 from scripts.cli import main
 from scripts.train import slug
+from scripts.train_settings import telling_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # The SSE-SAM README's command, with the small data set in place of CIFAR-100 and fewer epochs.
@@ -99,6 +103,30 @@ def test_resume_takes_the_stored_settings_and_refuses_others(tmp_path, capsys):
     capsys.readouterr()
     assert landscape_train("--resume") == 2
     assert "--resume needs --out" in capsys.readouterr().err
+
+
+def test_the_settings_printed_are_those_that_tell_the_run(tmp_path, capsys):
+    words = ["--dataset", "synthetic", "--epochs", "1", "--rho", "0.3", "--decay", "0.2", "--out", str(tmp_path)]
+    assert main(["train", *words]) == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " = " in line]
+    assert " ".join(shown) == "dataset imb_factor arch loss opt epochs batch_size lr weight_decay decay seed"
+    assert RunStore.open(tmp_path).config["rho"] == 0.3
+
+
+def test_settings_of_a_recipe_are_printed_where_the_run_departs_from_them():
+    data = load_data("synthetic")
+    run = TrainConfig.from_dict(filled({"recipe": "sse-sam", "restore": "copy"})).resolved(data)
+    shown = telling_settings(run, data)
+    assert (shown["recipe"], shown["restore"], shown["gamma"], shown["tail_rho"]) == ("sse-sam", "copy", 0.7, 0.1)
+    assert not {"norm_epsilon", "selection", "gamma_rule", "rho", "scheduler_at"} & shown.keys()
+
+
+def test_a_long_evaluation_is_announced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_stored, "LONG", 1)
+    words = ["train", "--dataset", "synthetic", "--epochs", "5", "--eval_every", "2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluating on ")]
+    assert len(told) == 3 and told[0].endswith(" test images")      # after the epochs 2, 4 and 5
 
 
 def test_json_prints_one_document_and_nothing_else(tmp_path, capsys):
