@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils.data import Dataset, IterableDataset
 
 from landscape.distributed import Processes
 from landscape.errors import InputError
@@ -25,18 +26,21 @@ class Batch:
     structure: TreeSpec
     weights: Tensor             # (B,) w_i; 1/n for a mean over n samples, 0 for padding
     num_samples: int            # without padding
+    place: int = 0              # among the batches as they were given
     fillable: bool = True       # whether a sample may stand there with weight 0: not in a loss of one number a batch
 
     @classmethod
-    def of(cls, batch: Any, device: torch.device, dtype: torch.dtype) -> "Batch":
+    def of(cls, batch: Any, device: torch.device, dtype: torch.dtype, place: int = 0) -> "Batch":
         """Move a batch of tensors, in any nesting of tuples, lists and dicts, to a device; floats also to a dtype."""
         leaves, structure = tree_flatten(batch)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
             raise InputError(f"a batch holds {kinds}: expected tensors only, in tuples, lists or dicts")
+        if leaves[0].ndim == 0:
+            raise InputError(f"batch {place} begins with a number: expected tensors of one row a sample, (B, ...)")
         moved = tuple(x.detach().to(device, dtype if x.is_floating_point() else x.dtype, copy=True) for x in leaves)
         size = len(leaves[0])
-        return cls(moved, structure, torch.ones(size, device=device, dtype=dtype), size)
+        return cls(moved, structure, torch.ones(size, device=device, dtype=dtype), size, place)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -114,8 +118,12 @@ def read(batches: Iterable, device: torch.device, dtype: torch.dtype, processes:
     """Read the batches twice, refusing those that change: a Hessian of moving data is not one matrix."""
     if iter(batches) is batches:
         raise InputError("batches is an iterator that can be read once: pass a list, or a DataLoader without shuffling")
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise InputError(f"batches is a {type(batches).__name__}, whose items are taken for batches: wrap it in a "
+                         "DataLoader(dataset, batch_size=...); batch_size=None where its items are batches")
     may_change = not isinstance(batches, (list, tuple))
-    outlines = [_Outline.of(Batch.of(batch, device, dtype), may_change or processes.count > 1) for batch in batches]
+    outlines = [_Outline.of(Batch.of(batch, device, dtype, place), may_change or processes.count > 1)
+                for place, batch in enumerate(batches)]
     num_samples = sum(outline.size for outline in outlines)
     if not num_samples:
         raise InputError("batches is empty: expected at least one batch with one sample")
@@ -123,7 +131,7 @@ def read(batches: Iterable, device: torch.device, dtype: torch.dtype, processes:
     place = max(range(len(outlines)), key=lambda i: outlines[i].size)
     own, largest, seen = [], None, 0
     for index, batch in enumerate(batches):
-        held = Batch.of(batch, device, dtype)
+        held = Batch.of(batch, device, dtype, index)
         if seen >= len(outlines) or (may_change and held.digest() != outlines[index].digest):
             raise InputError("batches differ when read a second time: turn off shuffling and random augmentation")
         seen += 1

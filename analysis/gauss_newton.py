@@ -19,6 +19,7 @@ from analysis.batches import Batch
 from analysis.hessian import LossOperator
 from analysis.kernels import differentiable_kernels
 from analysis.objective import Objective, Supervised, difference_step, doubled, gradient_of, nested
+from analysis.trial import first_evaluation
 from landscape.errors import InputError
 
 
@@ -107,8 +108,9 @@ class GaussNewtonOperator(LossOperator):
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
                       fixed: dict[str, Tensor]) -> Objective:
         objective = GaussNewtonObjective(model, self._losses, names, shapes, fixed)
-        with torch.no_grad():
-            found = objective._outputs_in_place(self._data.largest.some(1))
+        whole = self._data.largest
+        with torch.no_grad(), first_evaluation(objective, whole):
+            found = objective._outputs_in_place(whole.some(1))
         if not isinstance(found, Tensor):
             raise InputError(f"the model gives a {type(found).__name__}: expected a tensor; pass outputs=lambda model, batch: "
                              "logits, and loss(outputs, batch) -> (B,)")

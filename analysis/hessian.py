@@ -20,6 +20,7 @@ from analysis.batches import Batch, add_bytes, read
 from analysis.kernels import reproducible_kernels
 from analysis.objective import Objective, SampleLosses, Supervised
 from analysis.plan import Wishes
+from analysis.trial import first_evaluation
 from landscape.distributed import Processes, fingerprint
 from landscape.errors import InputError
 from landscape.parameters import flatten
@@ -115,14 +116,16 @@ class LossOperator(Snapshot):
     def _prepare_batches(self) -> None:
         """Weigh every sample by 1/n; cut the batches, fill them up where the loss is per sample; check what is assumed."""
         objective, theta, whole = self._objective, self.theta, self._data.largest
-        per_sample = not objective.is_scalar(theta, whole)
+        with first_evaluation(objective, whole):
+            per_sample = not objective.is_scalar(theta, whole)
         for batch in (*self._data.own, whole):
             batch.weights.fill_(1.0 / self.num_samples)
         self._own, whole = [replace(batch, fillable=per_sample) for batch in self._data.own], replace(whole, fillable=per_sample)
         self._cut(self._wishes.microbatch)
         left = iter(self._pieces)
         for batch in self._own:
-            checks.refuse_unfit(objective, theta, batch, plan.pieces_of(batch, left))
+            with first_evaluation(objective, batch):
+                checks.refuse_unfit(objective, theta, batch, plan.pieces_of(batch, left))
         if not any(len(batch) == len(whole) for batch in self._own):        # another process has the whole of it
             checks.refuse_unfit(objective, theta, whole, [whole])
         self._unreached = checks.refuse_unconnected(objective, whole)
@@ -216,7 +219,7 @@ class HessianOperator(LossOperator):
     loss      loss(logits, targets) -> (B,), one value a sample. A module is copied, with `.reduction` "none"
     batches   a sequence or re-iterable of (inputs, targets), read twice to see that it does not change
     params    names or patterns, "layer1.*", or a block of `analysis.blocks.parameter_blocks`: a block of the Hessian
-    forward   forward(model, batch) -> (B,) losses, for batches of another form; `loss` is then not called
+    forward   forward(model, batch) -> (B,) losses, for batches or models of another form; `loss` is then None
     engine    "auto", or one of `analysis.products.ENGINES`; `.reasons` says why the others were not taken
     memory    "auto", or bytes that kept microbatches may take; the others are computed anew for each product
     microbatch          "auto", or how many samples are evaluated at once
@@ -224,12 +227,17 @@ class HessianOperator(LossOperator):
     traces    a dict that operators of one architecture and loss, constants included, share: each shape of batch is traced once
     share     whether the processes of an initialised torch.distributed group share the samples: see `landscape.distributed`
 
-    Raises InputError for dropout or BatchNorm that would not be deterministic, one-shot iterators, changing batches, losses
-    that are not one value a sample, and networks that no engine serves; the text names the cause and the way out.
+    The model is analysed in evaluation mode, whatever mode it is in: a copy uses BatchNorm's running statistics and no dropout,
+    and the model keeps its mode, statistics and parameters. Raises InputError for what is then still no one function of theta
+    (BatchNorm without running statistics, functional dropout, buffers written), one-shot iterators, changing batches, data sets
+    without batches, batches that cannot be evaluated, losses that are not one value a sample, and networks that no engine
+    serves; the text names the cause and the way out.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] | None, batches: Iterable, *,
                  forward: Callable[[nn.Module, Any], Tensor] | None = None, **options: Any):
+        if forward is not None and loss is not None:
+            raise InputError("loss is not called where forward is given: pass loss=None")
         super().__init__(model, lambda: forward or Supervised.of(loss), batches, **options)
 
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
