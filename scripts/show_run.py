@@ -18,6 +18,10 @@ from scripts.options import add_common_arguments, emit_json, say
 
 NAME = "inspect"
 HELP = "show configuration, metrics and records of a run folder"
+UNKNOWN = "unknown"
+# Settings that hold for imported weights, stated or not, since they say on what and as what these are analysed.
+USED = frozenset("""dataset imb_factor profile subset data_seed normalization image_size broken_images arch eta many few dtype
+    channels_last recipe selection flip_average""".split())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +46,18 @@ def describe(store: RunStore) -> dict[str, Any]:
     curvatures = [_curvature(record) for record in _readable(store, "curvature", damaged)]
     surfaces = [_surface(record) for record in _readable(store, "surface", damaged)]
     return {
-        "run": str(store.path), "finished": store.finished, "config": store.config, "provenance": store.provenance,
+        "run": str(store.path), "finished": store.finished, "config": known_config(store), "provenance": store.provenance,
         "epochs": store.epochs, "metrics": last_metrics(store), "result": _result(store), "recipe": _recipe(store.config),
         "curvatures": curvatures, "surfaces": surfaces, "damaged": damaged,
     }
+
+
+def known_config(store: RunStore) -> dict[str, Any]:
+    """Return a run's settings; of an imported one, those of a training that nobody has stated are "unknown"."""
+    stated = store.provenance.get("stated")
+    if "imported" not in store.provenance or stated is None:
+        return store.config
+    return {name: value if name in stated or name in USED else UNKNOWN for name, value in store.config.items()}
 
 
 def last_metrics(store: RunStore) -> dict[str, Any]:
@@ -149,7 +161,7 @@ def _result_lines(result: dict[str, Any] | None) -> Iterator[str]:
 
 def _import_lines(imported: dict[str, Any]) -> Iterator[str]:
     if imported:
-        yield "\nimported weights (settings of the training are known as far as they were stated)"
+        yield "\nimported weights (settings of their training are known as far as they were stated to import)"
     for epoch, source in sorted(imported.items(), key=lambda item: int(item[0])):
         yield f"  epoch {epoch}: {source['file']}, SHA-256 {source['sha256']}"
 

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import nn
 
 from analysis.pipeline import Subject
 from checkpoints.store import RunStore
+from landscape.configuration import TrainConfig
 from landscape.data import load_data
 from landscape.models import build_model
 from scripts.cli import main
+from scripts.show_run import USED
 
 SYNTHETIC = ["--dataset", "synthetic", "--arch", "mlp"]
 
@@ -69,6 +72,20 @@ def test_inspect_says_that_a_run_was_imported(files, capsys):
     assert f"epoch 3: a.pth, SHA-256 {digest('a.pth')}\n  epoch 12: b.pth, SHA-256 {digest('b.pth')}" in text
     assert landscape("inspect", "run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["provenance"]["imported"]["12"]["file"] == "b.pth"
+
+
+def test_inspect_claims_no_setting_of_a_training_that_nobody_has_stated(files, capsys):
+    words = ["import", "a.pth", *SYNTHETIC, "--epoch", 3, "--out", "run", "--quiet"]
+    assert landscape(*words, "--lr", "0.01") == 0 and landscape("inspect", "run", "--json") == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert config["lr"] == 0.01 and config["arch"] == "mlp" and config["imb_factor"] == 10
+    assert {config[name] for name in ("opt", "loss", "rho", "epochs", "weight_decay", "seed", "schedule")} == {"unknown"}
+    words[1:2] = ["b.pth"]
+    words[words.index(3)] = 2
+    assert landscape(*words, "--opt", "sgd") == 0 and landscape("inspect", "run") == 0     # stated later, and the same
+    shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
+    assert (shown["opt"], shown["lr"], shown["momentum"]) == ("sgd", "0.01", "unknown")
+    assert USED <= {f.name for f in fields(TrainConfig)}
 
 
 def test_the_metrics_are_those_of_the_imported_weights(files):
