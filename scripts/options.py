@@ -16,6 +16,8 @@ from scripts.config_file import with_config_file
 from scripts.progress import Progress
 from scripts.spelling import nearest
 
+SLOW = ("cifar", "imagenet-lt", "inaturalist18", "list:", "folder:")     # data that take a while to read
+
 __all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say", "tell", "tell_reading"]
 
 
@@ -86,7 +88,7 @@ def tell(args: argparse.Namespace, text: str) -> None:
 
 def tell_reading(args: argparse.Namespace, dataset: str) -> None:
     """Say that data are being read, where that is more than a moment."""
-    if dataset not in ("digits", "synthetic"):
+    if dataset.startswith(SLOW):
         tell(args, f"reading {dataset}")
 
 

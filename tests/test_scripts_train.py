@@ -121,6 +121,15 @@ def test_settings_of_a_recipe_are_printed_where_the_run_departs_from_them():
     assert not {"norm_epsilon", "selection", "gamma_rule", "rho", "scheduler_at"} & shown.keys()
 
 
+def test_reading_is_announced_where_it_takes_a_while(tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("scripts.train.training_data", stopped)
+    for name, told in (("cifar100", "reading cifar100\n"), ("synthetic", "")):
+        assert main(["train", "--dataset", name, "--out", str(tmp_path / "run")]) == 130
+        assert capsys.readouterr().err == told + "landscape train: interrupted\n"
+
+
 def test_a_long_evaluation_is_announced(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_stored, "LONG", 1)
     words = ["train", "--dataset", "synthetic", "--epochs", "5", "--eval_every", "2", "--out", str(tmp_path)]
