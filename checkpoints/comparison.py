@@ -186,8 +186,8 @@ def check_same_object(records: Sequence[Curvature]) -> None:
     """
     if len({inexact(record) for record in records}) > 1:
         odd = next(record for record in records if inexact(record))
-        raise RecordError(f"the spectrum of {odd.group} at epoch {odd.epoch} is {inexact(odd)}, others are exact: they cannot share "
-                          "a figure or table; compute it again with: landscape spectrum RUN --overwrite"
+        raise RecordError(f"the spectrum of {odd.group} at epoch {odd.epoch} is {inexact(odd)}, others are exact: they cannot "
+                          "share a figure or table; compute it again with: landscape spectrum RUN --overwrite"
                           f" --epoch {odd.epoch} --group {classes_of(odd.group)}")
     for group in dict.fromkeys(record.group for record in records):
         kinds = [_object(record) for record in records if record.group == group]

@@ -148,16 +148,17 @@ def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
                 say(args, told(rows))
     emit_json(args, {"forecast" if args.dry_run else "spectra": shown} | ({"refused": list(map(str, others))} if others else {}))
     if shown and not args.dry_run:
-        say(args, f"next: landscape figures {_figure(shown)}")
+        say(args, f"next: landscape figures {next_figure(shown, args.group)}")
     _refuse(others, len(shown))
     return 0
 
 
-def _figure(shown: list[dict]) -> str:
-    """Return which figure shows the spectra just made, as words of a command line."""
+def next_figure(shown: list[dict], asked: list[str]) -> str:
+    """Return which figure shows the spectra just made, as words of a command line: many in a table, all classes as a word."""
     groups, runs = (list(dict.fromkeys(row[name] for row in shown)) for name in ("group", "run"))
-    name = "spectra" if len(groups) < TABLE_FROM else "curvature_table"
-    return shlex.join([name, *runs, "--group", *groups])
+    if len(groups) < TABLE_FROM:
+        return shlex.join(["spectra", *runs, "--group", *groups])
+    return shlex.join(["curvature_table", *runs, "--group", *(groups if any("@" in group for group in groups) else asked)])
 
 
 def _refuse(others: list, shown: int) -> None:

@@ -4,6 +4,7 @@ Runs of one optimizer with different seeds are pooled; several optimizers stand 
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dpi", type=int, default=200, help="dots per inch of PNG files, 50 to 1200")
     parser.add_argument("--epoch", type=int, help="epoch of the records (default: the last that all runs have)")
     parser.add_argument("--group", nargs="+", metavar="GROUP", help="class groups to draw: all, head, tail, many, medium, few, "
-                        "class:3 ... (default: of head and tail those with spectra, else all groups with spectra)")
+                        "class:3 ..., or classes (default: of head and tail those with spectra, else all groups with spectra)")
     parser.add_argument("--style", default="relative", choices=["relative", "published"],
                         help="of spectra: scale-free, or "
                         "with the constants of the papers")
@@ -113,11 +114,20 @@ def groups_with_spectra(runs: Comparison, epoch: int | None = None) -> tuple[str
     return tuple(halves or found or HALVES)
 
 
+def _named(words: list[str], runs: Comparison) -> tuple[str, ...]:
+    """Return the groups that were named; the word classes stands for every class with a spectrum."""
+    found = {group for member in runs.everyone for _, group in member.curvatures} if "classes" in words else set()
+    classes = sorted((group for group in found if re.fullmatch(r"class:\d+", group)), key=lambda group: int(group[6:]))
+    return tuple(dict.fromkeys(name for word in words for name in (classes or ["class:0"] if word == "classes" else [word])))
+
+
 def _options(args: argparse.Namespace, name: str, runs: Comparison):
     from figures.catalogue import CATALOGUE
     from figures.options import Options
     rc = dict(_setting(text) for text in args.rc)
-    groups = tuple(args.group or (groups_with_spectra(runs, args.epoch) if "spectra" in CATALOGUE[name].records else HALVES))
+    groups = HALVES
+    if "spectra" in CATALOGUE[name].records:
+        groups = _named(args.group, runs) if args.group else groups_with_spectra(runs, args.epoch)
     return Options(args.epoch, groups, args.style, args.surface, args.level, rc)
 
 

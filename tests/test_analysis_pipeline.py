@@ -171,6 +171,23 @@ def test_products_asked_for_in_another_way_do_not_touch_those_of_an_interrupted_
     assert record.provenance["engine"] == "reverse" and sorted(subject.store.path.glob("partial/*/*")) == kept
 
 
+def test_what_an_earlier_process_made_is_counted_apart(tmp_path):
+    subject, counts, recalled = Subject.open(trained(tmp_path / "run"), traces=TRACES), [], []
+    assert not pipeline.interrupted(subject, 2, "tail", SETTINGS)
+    compute_until(9, subject)
+    assert pipeline.interrupted(subject, 2, "tail", SETTINGS)
+    assert not pipeline.interrupted(subject, 2, "tail", SETTINGS, Making(engine="reverse"))
+    compute_curvature(subject, 2, "tail", SETTINGS, progress=counts.append, recalled=recalled.append)
+    assert 8 <= sum(recalled) <= 10 < sum(counts)
+
+
+def test_engines_are_named_without_torch_as_they_are_with_it():
+    from analysis import products, settings
+    assert settings.ENGINES == tuple(products.ENGINES)
+    with pytest.raises(InputError, match="engine='fast' is unknown: expected auto, linearized, linearized-compiled, jvp"):
+        Making(engine="fast")
+
+
 def test_a_block_of_parameters_has_a_record_of_its_own(subject):
     whole, _ = compute_curvature(subject, 1, "head", SETTINGS)
     first = next(name for name, _ in subject.model.named_parameters())

@@ -1,11 +1,16 @@
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from fabricated_runs import fake_runs
+from matplotlib.text import Text
 
+from checkpoints.comparison import compare
 from checkpoints.store import RunStore
+from figures import Options
+from figures import draw as render
 from figures.catalogue import CATALOGUE
 from scripts.cli import main
 
@@ -100,5 +105,52 @@ def test_all_draws_what_it_can_and_names_the_rest(study, tmp_path, capsys):
     (run.path / "metrics.csv").write_text((study / "sgd-0" / "metrics.csv").read_text())
     assert draw("all", run.path, "--format", "png", "--dpi", 50) == 0
     captured = capsys.readouterr()
-    assert "not drawn: spectra:" in captured.err and "landscape spectrum" in captured.err
+    reasons = [line for line in captured.err.splitlines() if line.startswith("not drawn: ")]
+    assert len(reasons) == len({line.partition(": ")[2].partition(": ")[2] for line in reasons}) < 5
+    assert any(", spectra, " in line and "landscape spectrum" in line for line in reasons)
     assert {path.stem for path in (run.path / "figures").iterdir()} == {"accuracy_curves", "accuracy_table"}
+
+
+def store_some(study, folder, groups, **change):
+    """Store the spectra of `groups` of one run in a folder of its own, some fields changed."""
+    source = RunStore.open(study / "sgd-0")
+    store = RunStore.create(folder / "run", source.config)
+    classes = {f"test_accuracy/{group}": 0.5 for group in groups if group.startswith("class:")}
+    source.metrics().assign(**classes).to_csv(store.path / "metrics.csv", index=False)
+    for group in groups:
+        record = source.read("curvature", epoch=60, group=group if group in ("head", "tail") else "tail")
+        store.write(replace(record, group=group, **change))
+    return store
+
+
+@pytest.mark.parametrize("stored, drawn", [(["tail"], ["tail"]), (["class:1", "head"], ["head"]),
+                                           (["class:1", "class:3"], ["class:1", "class:3"])])
+def test_the_groups_that_have_spectra_are_drawn_by_default(study, tmp_path, stored, drawn):
+    store = store_some(study, tmp_path, stored)
+    assert draw("curvature_table", store.path, "--format", "png", "--dpi", 50, "--quiet") == 0
+    assert list(pd.read_csv(store.path / "figures" / "curvature_table.csv")["group"]) == drawn
+
+
+def test_all_classes_are_one_word(study, tmp_path):
+    store = store_some(study, tmp_path, ["class:10", "class:2", "tail"])
+    assert draw("curvature_table", store.path, "--group", "classes", "--format", "png", "--dpi", 50, "--quiet") == 0
+    assert list(pd.read_csv(store.path / "figures" / "curvature_table.csv")["group"]) == ["class:2", "class:10"]
+
+
+def test_inexact_spectra_are_marked_and_never_beside_exact_ones(study, tmp_path, capsys):
+    store = store_some(study, tmp_path, ["tail"], provenance={"engine": "differences"})
+    runs = compare([store])
+    assert not any(record.eigenpairs.verified.any() for record in runs.everyone[0].curvatures.values())
+    for name in ("spectra", "curvature_table"):
+        figure = render(name, runs, Options(groups=("tail",)))
+        assert any("INEXACT (finite differences)" in text.get_text() for text in figure.findobj(Text)), name
+    store.write(RunStore.open(study / "sgd-0").read("curvature", epoch=60, group="head"))
+    assert draw("spectra", store.path, "--quiet") == 2
+    assert "the spectrum of tail at epoch 60 is inexact: finite differences, others are exact" in capsys.readouterr().err
+
+
+def test_what_could_not_be_drawn_is_said_when_quiet_too(tmp_path, capsys):
+    run = RunStore.create(tmp_path / "run", {"opt": "sgd", "seed": 0, "epochs": 60})
+    assert draw("all", run.path, "--quiet") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2 and lines[-1].endswith("no figure could be drawn")

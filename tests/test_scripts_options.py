@@ -8,7 +8,7 @@ import pytest
 
 from landscape.errors import InputError
 from scripts import progress
-from scripts.options import Parser, Progress, add_common_arguments, emit_json, say
+from scripts.options import Parser, Progress, add_common_arguments, emit_json, nearest, say
 
 
 @pytest.fixture
@@ -207,3 +207,22 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
         time.sleep(0.11)
         bar.update(6)
     assert "tail: 100%" in terminal.getvalue() and "10/10" in terminal.getvalue()
+
+
+def test_what_was_done_before_counts_as_done_and_not_as_speed(capsys, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(progress, "time", argparse.Namespace(monotonic=lambda: next(clock)))
+    with Progress(100, "tail", unit="product", initial=50) as bar:
+        bar.recalled(30)
+        bar.update(30)
+        bar.update(10)
+    recalled, going_on, new = capsys.readouterr().err.splitlines()
+    assert recalled.startswith("tail: 80/100 (80%), ") and "left" not in recalled
+    assert going_on == "tail: continuing at product 81 of 100"
+    seconds = int(new.split("), ")[1].split(" s")[0])
+    assert f"90/100 (90%), {seconds} s, about {seconds} s left" in new      # ten products took them, ten are left
+
+
+@pytest.mark.parametrize("name", ["--radius", "--xyz", "--foo"])
+def test_what_is_near_nothing_has_no_suggestion(name):
+    assert nearest(name, ["--dims", "--directions", "--points", "--config", "--json"]) == ""

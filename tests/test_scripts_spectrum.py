@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_records import curvature
 
+from analysis.operators import HessianOperator
 from checkpoints.store import RunStore
 from scripts.cli import main
-from scripts.compute_spectrum import memory_size
+from scripts.compute_spectrum import memory_size, next_figure
 from scripts.forecast import Forecast, in_words
+from scripts.spectrum_words import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--num_probes", "2", "--num_matvecs", "6", "--num_pairs", "1", "--max_matvecs", "4", "--trace_probes", "2"]
@@ -50,9 +54,12 @@ def test_all_classes_come_in_one_command_with_one_bar_a_forecast_and_a_table(run
     assert f"forecast: at most {18 * spectra} products, " in out and "engine linearized" in out
     assert f"{18 * spectra}/{18 * spectra} (100%)" in err
     table = out[out.index("epoch group"):].splitlines()
-    assert len(table) == spectra + 3 and sum("class:0 " in line for line in table) == 2
+    assert table[-1] == f"next: landscape figures spectra {run} --group class:0 class:1 class:2 class:3"
+    assert len(table) == spectra + 3 and sum("class:0 " in line for line in table[:-1]) == 2
     assert landscape(*words) == 0
-    assert "forecast" not in capsys.readouterr().out        # all of them are stored
+    out, err = capsys.readouterr()
+    assert "forecast" not in out and f"{spectra} of {spectra} stored on " in out        # all of them
+    assert "left" not in err
 
 
 def test_a_spectrum_says_its_engine_and_why_not_another(run, capsys):
@@ -140,6 +147,102 @@ def test_a_mistake_is_one_line_and_loses_nothing(run, capsys, words, word):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and word in captured.err and captured.out == ""
     assert files(run) == before
+
+
+def test_a_stored_spectrum_is_said_to_be_and_overwrite_computes_it_again(run, capsys):
+    words = ["spectrum", run, "--group", "all", *QUICK]
+    assert landscape(*words) == 0
+    out, err = capsys.readouterr()
+    said = [err.index(word) for word in ("reading data", "tracing and checking products (once)", "timing products of ", "18/18")]
+    assert said == sorted(said) and out.splitlines()[-1] == f"next: landscape figures spectra {run} --group all"
+    assert "  stored " not in out and landscape(*words) == 0
+    assert "not computed again" in capsys.readouterr().out
+    assert document(capsys, *words)["spectra"][0]["stored_before"]
+    assert not document(capsys, *words, "--overwrite")["spectra"][0]["stored_before"]
+
+
+def test_a_record_of_another_engine_is_not_given_for_that_of_the_engine_named(run, capsys):
+    words = ["spectrum", run, "--group", "class:1", "--epoch", "2", *QUICK, "--seed", "3", "--overwrite", "--quiet"]
+    kept = [word for word in words if word != "--overwrite"]
+    assert landscape(*words) == 0 and landscape(*kept) == 0
+    for asked, told in ((["--engine", "jvp"], "engine=linearized there, jvp"), (["--microbatch", "3"], "microbatch=32 there")):
+        assert landscape(*kept, *asked) == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert "holds another spectrum of class:1 at epoch 2: " in line and told in line and "--overwrite" in line
+    assert landscape(*words, "--engine", "reverse", "--microbatch", "3") == 0
+    assert landscape(*kept, "--engine", "reverse", "--microbatch", "3") == 0 and landscape(*kept) == 0
+
+
+def test_an_inexact_spectrum_says_so_wherever_it_is_shown(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    words = ["spectrum", run, "--group", "tail", *QUICK]
+    assert landscape(*words, "--engine", "differences") == 0
+    out = capsys.readouterr().out
+    assert "INEXACT        finite differences" in out and "nothing below  not bounded" in out and "verified in float64" not in out
+    row, = document(capsys, *words, "--engine", "differences")["spectra"]
+    assert row["inexact"] == "inexact: finite differences" and row["missed_below"]["low"] is None
+    assert not row["lambda_max"]["sign_verified_in_float64"] and row["extreme_ratio"]["high"] is None
+    record = RunStore.open(run).read("curvature", epoch=2, group="tail")
+    assert not record.eigenpairs.verified.any() and np.isnan(record.eigenpairs.missed_below.low)
+    assert landscape("inspect", run) == 0 and "INEXACT (finite differences)" in capsys.readouterr().out
+    assert landscape(*words) == 2 and "(inexact: finite differences) there, auto here" in capsys.readouterr().err
+    assert landscape("surface", run, "--directions", "eigen", "--points", "3") == 2
+    assert "no directions to go by" in capsys.readouterr().err
+
+
+def test_records_of_other_settings_stop_none_of_the_others(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    assert landscape("spectrum", run, "--group", "class:1", "class:2", *QUICK, "--quiet") == 0
+    before = {path: path.read_bytes() for path in run.glob("spectra/*")}
+    assert landscape("spectrum", run, "--group", "class:1", "class:0", "class:2", *QUICK, "--seed", "3", "--quiet") == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "2 of 3 spectra were left as they are" in line and "holds another spectrum of class:2 at epoch 2: seed=0 there" in line
+    assert all(path.read_bytes() == content for path, content in before.items()) and len(list(run.glob("spectra/*"))) == 3
+
+
+def test_an_interrupted_spectrum_goes_on_without_a_forecast_and_says_where(run, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    words, matmat, made = ["spectrum", run, "--group", "tail", *QUICK], HessianOperator.matmat, []
+
+    def stopping(self, V):
+        made.append(len(V))
+        if sum(made) > 12:
+            raise KeyboardInterrupt
+        return matmat(self, V)
+    monkeypatch.setattr(HessianOperator, "matmat", stopping)
+    assert landscape(*words, "--quiet") == 130
+    monkeypatch.setattr(HessianOperator, "matmat", matmat)
+    capsys.readouterr()
+    assert landscape(*words) == 0
+    out, err = capsys.readouterr()
+    assert "forecast" not in out and "timing" not in err and "tail, epoch 2: continuing at product 13 of 18" in err
+
+
+def test_the_figure_of_many_classes_is_a_table_of_all():
+    shown = [{"run": "a b", "group": f"class:{label}"} for label in range(10)]
+    assert next_figure(shown, ["classes"]) == "curvature_table 'a b' --group classes"
+    assert next_figure(shown[:2], ["classes"]) == "spectra 'a b' --group class:0 class:1"
+
+
+def test_help_names_the_engines_as_the_error_does(capsys):
+    from analysis.products import ENGINES
+    assert landscape("spectrum", "--help") == 0
+    assert ", ".join(ENGINES) in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("words", [["--engine", "fast"], ["--group", "tial"], ["--device", "gpu"]])
+def test_a_misspelt_word_is_found_before_the_run_is_looked_at(tmp_path, capsys, words):
+    assert landscape("spectrum", tmp_path / "nowhere", *words) == 2
+    assert words[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top, trace, same", [(0, 0, (True, True)), (1, 0, (False, True)), (0, 1, (True, False))])
+def test_a_second_opinion_is_judged_by_residuals_and_intervals(top, trace, same):
+    record = curvature()
+    far, place = 100 * abs(record.eigenpairs.values).max(), int(abs(record.eigenpairs.values).argmax())
+    opinion = {"pyhessian_top_eigenvalue": record.eigenpairs.values[place] + top * far,
+               "pyhessian_trace": record.trace.high + 0.5 + trace * 2.0, "pyhessian_trace_error": 1.0}
+    assert tuple(agreement(replace(record, second_opinion=opinion)).values()) == same
 
 
 @pytest.mark.slow
