@@ -16,9 +16,9 @@ from scripts.config_file import with_config_file
 from scripts.progress import Progress
 from scripts.spelling import nearest
 
-SLOW = ("cifar", "imagenet-lt", "inaturalist18", "list:", "folder:")     # data that take a while to read
-
 __all__ = ["Parser", "Progress", "add_common_arguments", "emit_json", "nearest", "say", "tell", "tell_reading"]
+
+SLOW = ("cifar", "imagenet-lt", "inaturalist18", "list:", "folder:")     # data that take a while to read
 
 
 class Parser(argparse.ArgumentParser):
