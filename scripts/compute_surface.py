@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
-from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.options import Progress, add_common_arguments, emit_json, say
 
 NAME = "surface"
 HELP = "evaluate every group's loss on a line or plane through the checkpoints of a run"
@@ -48,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
     shown = []
     for store, epochs in plans:
-        tell(args, f"{store.path}: reading data")
         subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, settings).document})
