@@ -181,9 +181,21 @@ class LossOperator(Snapshot):
             batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
         for batch in batches[:1]:
             checks.refuse_narrow(objective, theta, batch.some(1))
-        engine = self.engine.partition("-")[0]
-        prepare = products.ENGINES["jvp" if engine == "linearized" else engine](objective, theta, {})
+        prepare = self._prepare_twin(objective, theta, batches)
         return Snapshot(objective, theta, plan.Kept(prepare, batches, 0) if batches else None, self.num_samples, self._processes)
+
+    def _prepare_twin(self, objective: Objective, theta: Tensor, batches: list[Batch]) -> products.Prepare:
+        """Return the engine of the twin: a trace of its own where there are microbatches enough to earn it back."""
+        engine = self.engine.partition("-")[0]
+        if engine == "linearized" and self.size >= products.SMALL and len(batches) > 2:
+            prepare = products.linearized(objective, theta, self._traces)
+            try:
+                for batch in batches[:1]:
+                    prepare(batch)
+                return prepare
+            except products.EngineError:
+                pass
+        return products.ENGINES["jvp" if engine == "linearized" else engine](objective, theta, {})
 
     @property
     def held_bytes(self) -> int:

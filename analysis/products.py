@@ -102,7 +102,7 @@ class Linearized:
 
         def product(theta: Tensor, v: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
             local, fixed = replace(batch, tensors=tensors[:count], weights=tensors[count]), tensors[count + 1:]
-            with Folding(channels_last=theta.numel() >= SMALL):
+            with Folding(channels_last=theta.numel() >= SMALL and theta.dtype == torch.float32):  # float64 has no such kernels
                 return (self.objective.product(theta, v, local, fixed),
                         self.objective.sample_losses(theta, local, dict(zip(self.objective.fixed, fixed))))
         return product

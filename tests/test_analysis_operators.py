@@ -419,3 +419,12 @@ def test_scipy_sees_the_same_matrix():
 def test_an_unsymmetric_matrix_is_refused():
     with pytest.raises(InputError, match="not symmetric"):
         MatrixOperator(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+
+
+def test_the_float64_twin_of_a_large_network_is_traced_too(monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 1)
+    x, y = images(dtype=torch.float32)
+    operator = HessianOperator(make(InPlaceResidual, torch.float32), losses, [(x, y)], microbatch=2, traces=(traces := {}))
+    v = torch.randn(operator.size, dtype=torch.float64)
+    assert relative(operator.double() @ v, dense_hessian(operator._objective.double().model, x.double(), y) @ v) < 1e-13
+    assert any(torch.float64 in key for key in traces if isinstance(key, tuple))
