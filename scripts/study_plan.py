@@ -114,10 +114,11 @@ class Study:
         spectrum = {key: value for key, value in self.spectrum.items() if key not in PLACE}
         surfaces = [entry for entry in self.surfaces if seed in entry.get("seeds", self.seeds)]
         settings = filled({**self.train, **self.methods[method], "seed": seed})
-        last = TrainConfig.from_dict(settings).epochs
+        asked = TrainConfig.from_dict(settings)
+        last = asked.epochs
         epochs = tuple(sorted(set(self.spectrum.get("epochs", [last]))))
         places = tuple(_place(entry, entry.get("epoch", last)) for entry in surfaces)
-        kept = sorted({*epochs, *(epoch for _, epoch, _ in places), last})
+        kept = sorted({*asked.kept_epochs(), *epochs, *(epoch for _, epoch, _ in places)})
         config = TrainConfig.from_dict({**settings, "checkpoint_epochs": kept})
         groups = tuple(self.spectrum.get("groups", ("head", "tail")))
         return Run(f"{method}-seed{seed}", config, groups, epochs, SpectrumSettings(**spectrum), places)

@@ -270,3 +270,9 @@ def test_progress_adds_up_to_the_forecast():
     assert sum(counted) == 10
     run = Study.read("digits").runs()[0]
     assert cost(run, 405) > 40 * 7
+
+
+def test_a_study_keeps_the_checkpoints_it_was_asked_for_beside_those_it_needs():
+    document = {"name": "kept", "train": {"dataset": "digits", "epochs": 8, "checkpoint_epochs": [0, 3]},
+                "methods": {"sgd": {"opt": "sgd"}}, "spectrum": {"epochs": [5]}}
+    assert Study.from_dict(document).runs()[0].config.checkpoint_epochs == (0, 3, 5, 8)
