@@ -14,10 +14,10 @@ from torch import Tensor
 from analysis.extremes import extreme_eigenpairs
 from analysis.lanczos import Krylov, Ritz, dots, gram, krylov
 from analysis.operators import HessianOperator
-from analysis.pipeline import Subject, group_batches
 from analysis.quadrature import tridiagonal_rule
 from analysis.settings import SpectrumSettings
 from analysis.spectrum import spectral_density
+from analysis.subject import Subject, group_batches
 from analysis.trace import measure_trace
 from checkpoints.records import EigenPairs
 from landscape.losses import build_loss

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 import numpy as np
 import torch
 
-from analysis.pipeline import Subject
+from analysis.subject import Subject
 from checkpoints.store import RunStore
 from landscape.errors import InputError
 from scripts import bench_timing as timing

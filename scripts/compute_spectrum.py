@@ -211,7 +211,8 @@ def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list
 def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings,
              making) -> tuple[list[dict], list[RecordError]]:
     """Compute what is not stored; return the spectra, and the refusals of records that were computed otherwise."""
-    from analysis.pipeline import OtherRecord, compute_curvature
+    from analysis.pipeline import compute_curvature
+    from analysis.stored import OtherRecord
     rows, others, each, place = [], [], settings.products, str(subject.store.path)
     todo = [(epoch, group) for epoch in epochs for group in groups]
     with Progress(each * len(todo), place, quiet=args.quiet or args.json, unit="product") as bar:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _forecast(args: argparse.Namespace, subject, epochs: list[int], settings):
     """Forecast the surfaces, and say it; directions that cannot be had are an error here already."""
-    from analysis.pipeline import surface_directions
+    from analysis.stored_surface import surface_directions
     from scripts.forecast import of_surfaces
     for epoch in epochs:
         subject.load(epoch)
@@ -73,7 +73,7 @@ def _forecast(args: argparse.Namespace, subject, epochs: list[int], settings):
 
 
 def _compute(args: argparse.Namespace, subject, epochs: list[int], settings) -> list[dict]:
-    from analysis.pipeline import compute_surface
+    from analysis.stored_surface import compute_surface
     rows, place = [], subject.store.path
     with Progress(len(epochs) * settings.points ** settings.dims, str(place), quiet=args.quiet or args.json, unit="point") as bar:
         for epoch in epochs:

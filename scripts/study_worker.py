@@ -43,7 +43,8 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
 
 def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -> None:
     """Train one network, then compute its spectra and surfaces; what is stored already is not computed again."""
-    from analysis.pipeline import compute_curvature, compute_surface
+    from analysis.pipeline import compute_curvature
+    from analysis.stored_surface import compute_surface
     from analysis.subject import Subject
     from landscape.training import training_data
 

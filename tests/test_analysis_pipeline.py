@@ -11,8 +11,9 @@ import torch
 
 from analysis import pipeline, second_opinion
 from analysis.operators import HessianOperator
-from analysis.pipeline import compute_curvature, compute_surface
+from analysis.pipeline import compute_curvature
 from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
+from analysis.stored_surface import compute_surface
 from analysis.subject import Subject, group_batches
 from checkpoints import layout
 from checkpoints.errors import RecordError

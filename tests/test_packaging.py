@@ -21,12 +21,15 @@ LADDER = {
     "landscape": ("landscape",),
     "checkpoints": ("checkpoints",),
     "analysis.pipeline": ("analysis", "landscape", "checkpoints"),
+    "analysis.stored": ("analysis", "landscape", "checkpoints"),
+    "analysis.stored_surface": ("analysis", "landscape", "checkpoints"),
     "analysis.subject": ("analysis", "landscape", "checkpoints"),
     "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
     "figures": ("figures", "analysis.quadrature", "analysis.summary", "checkpoints"),
     "scripts": PACKAGES,
 }
+OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject")
 TORCH_FREE = ("checkpoints", "figures", "analysis.quadrature", "analysis.summary")
 
 
@@ -63,10 +66,10 @@ def test_imports_point_down_the_ladder(path):
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["analysis.pipeline", "analysis.subject"])
-def test_nothing_but_scripts_and_the_pipeline_imports_what_opens_a_run(module):
+@pytest.mark.parametrize("module", OPENING_RUNS)
+def test_nothing_but_scripts_imports_what_opens_a_run(module):
     users = [module_name(path) for path in SOURCES if any(is_within(name, module) for name in imported(path))]
-    assert [name for name in users if not is_within(name, "scripts") and not is_within(name, "analysis.pipeline")] == []
+    assert [name for name in users if not is_within(name, "scripts") and name not in OPENING_RUNS] == []
 
 
 @pytest.mark.parametrize("path", LIGHT_SOURCES, ids=module_name)

@@ -12,7 +12,7 @@ import torch
 from released_layouts import saddle, saddle_file
 from torch import nn
 
-from analysis.pipeline import Subject
+from analysis.subject import Subject
 from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
