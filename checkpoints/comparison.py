@@ -17,7 +17,7 @@ import pandas as pd
 
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact, supported
-from checkpoints.records import Curvature, Surface
+from checkpoints.records import Curvature, Measurement, Surface
 
 ORDER = ("sgd", "sam", "imbsam", "ssesam")   # as the papers list them; other optimizers follow in the order given
 SHARED = ("dataset", "imb_factor", "profile", "subset", "data_seed", "eta", "many", "few", "arch", "loss",
@@ -53,6 +53,11 @@ class Member:
     def surfaces(self) -> dict[str, Surface]:
         return {record.name: record for record in self.run.records("surface")}
 
+    @cached_property
+    def measurements(self) -> dict[tuple[int, str], Measurement]:
+        """The measurements by (epoch, name)."""
+        return {(record.epoch, record.name): record for record in self.run.records("measurement")}
+
     @property
     def switch(self) -> int | None:
         """The epoch after which SSE-SAM's second stage or deferred re-weighting (DRW) starts; None for neither."""
@@ -78,6 +83,13 @@ class Member:
             raise RecordError(f"{self.name}: no surface {name!r} (there are: {known}); "
                               f"make it with: landscape surface {self.name}")
         return self.surfaces[name]
+
+    def measurement(self, name: str, epoch: int) -> Measurement:
+        """Return one record, or say what makes it."""
+        if (epoch, name) not in self.measurements:
+            raise RecordError(f"{self.name}: no measurement of {name} at epoch {epoch}; "
+                              f"make it with: landscape measure {name} {self.name} --epoch {epoch}")
+        return self.measurements[epoch, name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ Nothing in a file chooses a path, a class or code.
 import dataclasses
 import json
 import math
+import typing
 from typing import Any
 
 import h5py
@@ -67,13 +68,19 @@ def _value(group: h5py.Group, name: str, kind: Any) -> Any:
     if kind == ARRAYS:
         return _arrays(group, name)
     if is_json(kind):
-        value = json.loads(get_text(group, name))
-        return checked_items(_where(group, name), kind, tuple(value) if isinstance(value, list) else value)
+        return checked_items(_where(group, name), kind, _tuples(kind, json.loads(get_text(group, name))))
     if dataclasses.is_dataclass(kind):
         return get_record(_group(group, name), kind)
     if name not in group.attrs:
         raise RecordError(f"{_where(group, name)} is absent")
     return checked_scalar(_where(group, name), kind, group.attrs[name])
+
+
+def _tuples(kind: Any, value: Any) -> Any:
+    """Return what JSON gave with tuples for its lists, where the field is declared so."""
+    if isinstance(value, dict) and typing.get_origin(kind) is dict:
+        return {key: _tuples(typing.get_args(kind)[1], item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) and kind is not Any else value
 
 
 def _arrays(group: h5py.Group, field: str) -> dict[str, np.ndarray]:

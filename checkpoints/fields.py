@@ -108,7 +108,8 @@ def checked_items(name: str, kind: Any, value: Any) -> Any:
         raise RecordError(f"{name} has keys that are no text")
     if item is Any:
         return value
-    return {key: checked_scalar(f"{name}[{key!r}]", item, entry) for key, entry in value.items()}
+    check = checked_items if typing.get_origin(item) is tuple else checked_scalar
+    return {key: check(f"{name}[{key!r}]", item, entry) for key, entry in value.items()}
 
 
 def checked_scalar(name: str, kind: type, value: Any) -> Any:

@@ -4,6 +4,7 @@
     spectra/epoch-0060-class-3.h5    Curvature of the group class:3 at epoch 60
     spectra/epoch-0060-tail@layer1.h5    Curvature of the group tail in the parameters of layer1
     surfaces/NAME.h5                 Surface NAME
+    measures/epoch-0060-NAME.h5      Measurement NAME of epoch 60
 """
 
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import RecordError
-from checkpoints.records import Checkpoint, Curvature, Surface
+from checkpoints.records import Checkpoint, Curvature, Measurement, Surface
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # No hyphen: it stands for the colon in file names, so that each file has one group.
@@ -39,6 +40,8 @@ KINDS = {
                       re.compile(r"epoch-(?P<epoch>\d{4,9})-[A-Za-z0-9._@+-]+\.h5")),
     "surface": Kind(Surface, "surfaces", ("name",), lambda name: f"{name}.h5",
                     re.compile(SAFE_NAME.pattern + r"\.h5")),
+    "measurement": Kind(Measurement, "measures", ("epoch", "name"), lambda epoch, name: f"epoch-{epoch:04d}-{name}.h5",
+                        re.compile(r"epoch-(?P<epoch>\d{4,9})-" + SAFE_NAME.pattern + r"\.h5")),
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.errors import RecordError
+
 LAMBDA = "nats / parameter^2"
 
 
@@ -112,4 +114,34 @@ class Surface:
     provenance: dict[str, Any]
 
 
-RECORDS = {record.__name__: record for record in (Estimate, Checkpoint, Spectrum, EigenPairs, Curvature, Surface)}
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """A tidy table of one mechanism at one checkpoint: a row a case, a column a word or number of it.
+
+    RecordError where columns differ in length, share a name, or lack a unit.
+    """
+
+    name: str                            # what was measured: a name of analysis.measures.MEASURES
+    epoch: int                           # 0 where it is of no checkpoint
+    labels: dict[str, tuple[str, ...]]   # column -> (n,) one word a row
+    numbers: dict[str, np.ndarray]       # column -> (n,) float64, one number a row; NaN where there is none
+    units: dict[str, str]                # of each column of numbers; "1" where it has none
+    about: dict[str, Any]                # what a caption states: radii, images, null line, level and kind of intervals, seeds
+    provenance: dict[str, Any]
+
+    def __post_init__(self):
+        for column, values in self.numbers.items():
+            if not isinstance(values, np.ndarray) or values.dtype != np.float64 or values.ndim != 1:
+                raise RecordError(f"Measurement.numbers[{column!r}] is out of range: expected float64 of shape (n,)")
+        if shared := self.labels.keys() & self.numbers.keys():
+            raise RecordError(f"Measurement: columns {', '.join(sorted(shared))} are both labels and numbers")
+        sizes = {column: len(values) for column, values in {**self.labels, **self.numbers}.items()}
+        if len(set(sizes.values())) > 1:
+            raise RecordError(f"Measurement: columns have lengths {sizes}: expected one value a row in each")
+        if self.units.keys() != self.numbers.keys():
+            raise RecordError(f"Measurement.units names {', '.join(self.units) or 'nothing'}: expected a unit for each of "
+                              f"{', '.join(self.numbers) or '(no numbers)'}")
+
+
+RECORDS = {record.__name__: record
+           for record in (Estimate, Checkpoint, Spectrum, EigenPairs, Curvature, Surface, Measurement)}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.quadrature import negative_mass, t_interval, threshold, tridiagonal_rule
-from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum, Surface
+from checkpoints.records import Curvature, EigenPairs, Estimate, Measurement, Spectrum, Surface
 
 SIZE = 400
 FADE = {"sgd": 0.9, "sam": 0.5, "imbsam": 0.22, "ssesam": 0.06}   # depth of the tail's negative curvature at the end
@@ -36,7 +36,7 @@ class FakeRun:
         return self.table
 
     def records(self, kind=None):
-        kinds = {"curvature": Curvature, "surface": Surface}
+        kinds = {"curvature": Curvature, "surface": Surface, "measurement": Measurement}
         return (record for record in self.kept if kind is None or isinstance(record, kinds[kind]))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from checkpoints.records import Checkpoint, Curvature, EigenPairs, Estimate, Spectrum, Surface
+from checkpoints.records import Checkpoint, Curvature, EigenPairs, Estimate, Measurement, Spectrum, Surface
 
 
 def estimate(value: float = 1.5, kind: str = "probes") -> Estimate:
@@ -56,7 +56,16 @@ def surface(name: str = "plane", beta: int = 2) -> Surface:
                    np.full(len(directions), np.nan), "filter norms", "hash", {})
 
 
+def measurement(name: str = "alignment", epoch: int = 2, **changes) -> Measurement:
+    fields = dict(
+        name=name, epoch=epoch, labels={"group": ("head", "tail", "tail"), "perturbation": ("sam", "sam", "imbsam")},
+        numbers={"value": np.array([0.25, np.nan, -0.0]), "eigenvalue": np.array([-1.0, -2.0, -np.inf])},
+        units={"value": "1", "eigenvalue": "nats / parameter^2"}, about={"d": 40, "null": 0.126, "rho": {"sam": 0.05}, "seeds": [0, 1]},
+        provenance={"data_hash": "abc"})
+    return Measurement(**fields | changes)
+
+
 SAMPLES = {
     "estimate": estimate, "checkpoint": checkpoint, "spectrum": spectrum, "eigenpairs": eigenpairs,
-    "curvature": curvature, "surface": surface,
+    "curvature": curvature, "surface": surface, "measurement": measurement,
 }

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 from fabricated_runs import fake_run, fake_runs
+from sample_records import measurement
 
 from checkpoints.comparison import check_same_object, check_same_view, compare
 from checkpoints.errors import RecordError
@@ -128,3 +129,13 @@ def test_runs_without_a_second_stage_have_no_switch():
 def test_eigenvectors_are_not_kept():
     member = compare([fake_run("sgd", **FEW)]).everyone[0]
     assert all(record.eigenpairs.vectors.shape == (0, 400) for record in member.curvatures.values())
+
+
+def test_a_measurement_is_found_by_name_and_epoch_and_an_absent_one_names_its_command():
+    run = fake_run("sgd", **FEW)
+    run.kept += [measurement("alignment", 60), measurement("alignment", 30), measurement("toy", 0)]
+    member = compare([run]).everyone[0]
+    assert member.measurement("alignment", 30) is run.kept[-2] and len(member.measurements) == 3
+    with pytest.raises(RecordError, match="runs/sgd-0: no measurement of toy at epoch 60; make it with: "
+                                          "landscape measure toy runs/sgd-0 --epoch 60"):
+        member.measurement("toy", 60)

@@ -4,7 +4,7 @@ import struct
 import h5py
 import numpy as np
 import pytest
-from sample_records import SAMPLES, checkpoint, curvature, eigenpairs, estimate, spectrum, surface
+from sample_records import SAMPLES, checkpoint, curvature, eigenpairs, estimate, measurement, spectrum, surface
 
 from checkpoints.encode import put_record
 from checkpoints.records import Checkpoint, Estimate
@@ -45,7 +45,8 @@ def test_a_record_comes_back_bit_for_bit(tmp_path, name):
 
 @pytest.mark.parametrize("record", [
     surface(beta=0), curvature(eigenpairs=eigenpairs(kept=False)), curvature(spectrum=spectrum(num_probes=0)),
-    eigenpairs(num_pairs=0), Checkpoint(0, {}, {})], ids=["line", "no vectors", "no probes", "no pairs", "nothing"])
+    eigenpairs(num_pairs=0), Checkpoint(0, {}, {}), measurement(labels={}), measurement(labels={"a": ()}, numbers={}, units={})],
+    ids=["line", "no vectors", "no probes", "no pairs", "nothing", "no labels", "no rows"])
 def test_records_that_leave_something_out_come_back(tmp_path, record):
     assert same(stored(tmp_path, record), record)
 
@@ -123,6 +124,42 @@ def test_content_hash_is_the_same_before_and_after_storing(tmp_path):
     {"second_opinion": {"pyhessian": 1.0}}, {"trace": estimate(8.0)}, {"spectrum": spectrum(num_nodes=4)}])
 def test_content_hash_tells_different_contents_apart(changes):
     assert content_hash(curvature(**changes)) != content_hash(curvature())
+
+
+@pytest.mark.parametrize("changes", [
+    {"name": "toy"}, {"epoch": 3}, {"labels": {"group": ("head", "tail", "tail")}}, {"about": {}},
+    {"labels": {"group": ("head", "tail", "tail"), "perturbation": ("sam", "sam", "sam")}},
+    {"units": {"value": "nats", "eigenvalue": "nats / parameter^2"}},
+    {"numbers": {"value": np.array([0.25, np.nan, 0.0]), "eigenvalue": np.array([-1.0, -2.0, -np.inf])}}])
+def test_content_hash_tells_different_measurements_apart(changes):
+    assert content_hash(measurement(**changes)) != content_hash(measurement())
+
+
+THREE, TWO = np.zeros(3), np.zeros(2)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"numbers": {"value": THREE}}, "units names value, eigenvalue: expected a unit for each of value"),
+    ({"numbers": {"value": THREE, "eigenvalue": TWO}}, "lengths {'group': 3, 'perturbation': 3, 'value': 3, 'eigenvalue': 2}"),
+    ({"labels": {"group": ("head",)}}, "lengths {'group': 1, 'value': 3, 'eigenvalue': 3}: expected one value a row in each"),
+    ({"labels": {"value": ("a", "b", "c")}}, "columns value are both labels and numbers"),
+    ({"numbers": {"value": np.zeros((3, 1))}, "units": {"value": "1"}}, "numbers['value'] is out of range: expected float64"),
+    ({"numbers": {"value": np.zeros(3, int)}, "units": {"value": "1"}}, "numbers['value'] is out of range: expected float64"),
+    ({"numbers": {"value": [1.0, 2.0, 3.0]}, "units": {"value": "1"}}, "expected float64 of shape (n,)")])
+def test_a_measurement_with_columns_that_do_not_fit_cannot_be_made(changes, message):
+    with pytest.raises(RecordError) as error:
+        measurement(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"labels": {"group": "hea"}}, "labels['group'] is a str: expected tuple"),
+    ({"labels": {"group": ("a", "b", 3)}}, "labels['group'][2]=3 is out of range: expected text"),
+    ({"units": {"value": 1, "eigenvalue": "1"}}, "units['value']=1 is out of range: expected text")])
+def test_words_that_are_no_text_are_not_written(tmp_path, changes, message):
+    with pytest.raises(RecordError) as error:
+        write_record(tmp_path / "m.h5", measurement(**changes))
+    assert message in str(error.value) and list(tmp_path.iterdir()) == []
 
 
 def test_content_hash_sees_shape_dtype_and_names():
@@ -236,6 +273,24 @@ def link(name, target):
 ])
 def test_a_foreign_or_altered_file_is_refused_with_one_line(tmp_path, edit, message):
     path = unsealed(tmp_path, curvature(), edit)
+    with pytest.raises(RecordError) as error:
+        read_record(path)
+    assert message in str(error.value) and str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("edit, message", [
+    (attribute("/", "labels", '{"group": ["head", "tail"], "perturbation": ["a", "b", "c"]}'), "expected one value a row in each"),
+    (attribute("/", "labels", '{"group": ["head", "tail", 3]}'), "[2]=3 is out of range: expected text"),
+    (attribute("/", "labels", '{"group": "abc"}'), "is a str: expected tuple"),
+    (attribute("/", "labels", '["group"]'), "/labels is a tuple: expected dict"),
+    (attribute("/", "units", '{"value": "1"}'), "expected a unit for each of value, eigenvalue"),
+    (delete("numbers/value"), "holds other arrays than numbers.names says"),
+    (replaced("numbers/value", lambda file: file.create_dataset("numbers/value", data=np.zeros(2))), "one value a row in each"),
+    (replaced("numbers/value", lambda file: file.create_dataset("numbers/value", data=np.zeros(3, int))), "expected float64"),
+    (replaced("numbers/value", lambda file: file.create_dataset("numbers/value", shape=(10**12,), dtype="f8")), "does not hold"),
+])
+def test_an_altered_measurement_is_refused_with_one_line(tmp_path, edit, message):
+    path = unsealed(tmp_path, measurement(), edit)
     with pytest.raises(RecordError) as error:
         read_record(path)
     assert message in str(error.value) and str(error.value).startswith(str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_records import checkpoint, curvature, estimate, surface
+from sample_records import checkpoint, curvature, estimate, measurement, surface
 
 from checkpoints.schema import RecordError, content_hash, write_record
 from checkpoints.store import RunStore
@@ -119,15 +119,17 @@ def test_a_configuration_that_json_cannot_hold_is_refused_before_anything_is_mad
 
 
 def test_records_lie_where_the_layout_says_and_come_back(store):
-    records = [checkpoint(60), curvature(60, "tail"), curvature(60, "class:3"), surface("tail-plane_1.v2")]
+    records = [checkpoint(60), curvature(60, "tail"), curvature(60, "class:3"), surface("tail-plane_1.v2"),
+               measurement("alignment", 60)]
     assert [str(store.write(record).relative_to(store.path)) for record in records] == [
         "checkpoints/epoch-0060.h5", "spectra/epoch-0060-tail.h5", "spectra/epoch-0060-class-3.h5",
-        "surfaces/tail-plane_1.v2.h5"]
+        "surfaces/tail-plane_1.v2.h5", "measures/epoch-0060-alignment.h5"]
     back = [store.read("checkpoint", epoch=60), store.read("curvature", epoch=60, group="tail"),
-            store.read("curvature", epoch=60, group="class:3"), store.read("surface", name="tail-plane_1.v2")]
+            store.read("curvature", epoch=60, group="class:3"), store.read("surface", name="tail-plane_1.v2"),
+            store.read("measurement", name="alignment", epoch=60)]
     assert [content_hash(record) for record in back] == [content_hash(record) for record in records]
     assert store.has("curvature", epoch=60, group="class:3") and not store.has("curvature", epoch=0, group="tail")
-    assert len(list(store.records())) == 4
+    assert len(list(store.records())) == 5
     assert [record.group for record in store.records("curvature")] == ["class:3", "tail"]
 
 
@@ -154,7 +156,7 @@ def test_an_absent_record_names_those_that_exist(store):
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../up", "a\\b", "name\n", "a b", "x" * 101, "é", 3])
 def test_no_name_leads_out_of_the_run_folder(store, name):
     for action in (lambda: store.has("surface", name=name), lambda: store.journal(name),
-                   lambda: store.write(surface(name))):
+                   lambda: store.write(surface(name)), lambda: store.has("measurement", epoch=1, name=name)):
         with pytest.raises(RecordError, match="is out of range"):
             action()
 
