@@ -49,6 +49,14 @@ class Progress:
         elif self._is_due():
             self._print_line()
 
+    def skip(self, n: int) -> None:
+        """Count `n` steps as done that took no work: what they make was stored, or is not needed."""
+        self.done += n
+        self.initial += n
+        if self._bar is not None:
+            self._bar.initial += n
+            self._bar.update(n)
+
     def recalled(self, n: int) -> None:
         """Take `n` of the steps counted by now, or by the next `update`, for those of an earlier process."""
         self.initial += n

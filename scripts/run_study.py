@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _forecast(args, study, runs, data)
     _claim(folder, study)
-    _compute(args, study, runs, folder, len(data.train))
+    if (status := _compute(args, study, runs, folder, len(data.train))) is not None:
+        return status
     pictures = _draw(args, study, runs, folder)
     document = _summarize(args, folder, study, runs, time.perf_counter() - started)
     emit_json(args, document)
@@ -89,11 +91,19 @@ def _claim(folder: Path, study) -> None:
     write_text(path, text)
 
 
-def _compute(args: argparse.Namespace, study, runs, folder: Path, images: int) -> None:
-    from scripts.study_worker import cost, perform
-    workers = min(_workers(args, study), len(runs))
-    with Progress(sum(cost(run, images) for run in runs), study.name, quiet=args.quiet or args.json) as bar:
-        perform(runs, folder, args.data_dir, workers, bar.update)
+def _compute(args: argparse.Namespace, study, runs, folder: Path, images: int) -> int | None:
+    """Compute what is not stored; return the exit status where a signal ended it, which loses nothing."""
+    from scripts.interruptions import Interruption
+    from scripts.study_worker import Stopped, cost, perform
+    workers, quiet = min(_workers(args, study), len(runs)), args.quiet or args.json
+    total = sum(cost(run, images) for run in runs)
+    with Interruption(quiet=quiet) as asked, Progress(total, study.name, quiet=quiet) as bar:
+        try:
+            perform(runs, folder, args.data_dir, workers, lambda n, worked: (bar.update if worked else bar.skip)(n), asked)
+        except Stopped:
+            print(f"{folder}: stopped by {asked.name}, nothing is lost; the same command goes on", file=sys.stderr)
+            return asked.status
+    return None
 
 
 def _workers(args: argparse.Namespace, study) -> int:

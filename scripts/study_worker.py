@@ -1,6 +1,7 @@
 """One run of a study from data to records, in a process of its own or in this one.
 
-Every step looks first at what is stored, so that a study that was killed continues where it was.
+Every step looks first at what is stored, so that a study that was killed continues where it was. One that a signal asks
+to end finishes the training step at hand and writes a resume point; products and points are stored as they are made.
 """
 
 import multiprocessing
@@ -13,68 +14,103 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty
 
+from scripts.interruptions import Interruption
 from scripts.study_plan import Run
 
-Report = Callable[[int], None]
+Report = Callable[[int, bool], None]    # so many steps, products or points are done; whether that took work
 POLL_SECONDS = 0.2
+PATIENCE = 60.0         # seconds for a worker to finish a step
 _queue = None           # of a worker process: where it reports its progress
 _traces: dict = {}      # of this process: traced products
 
 
-def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, report: Report) -> None:
-    """Do all runs, several at a time; `report` is told of every step, product and point. The first mistake ends it."""
+class Stopped(Exception):
+    """A signal asked the study to end, and nothing done so far is lost."""
+
+
+def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, report: Report, asked: Interruption) -> None:
+    """Do all runs, several at a time; `report` is told of every step, product and point. The first mistake ends it.
+
+    Raises Stopped soon after `asked` answers True.
+    """
     if workers == 1:
         for run in runs:
-            perform_run(run, folder, data_dir, report)
+            perform_run(run, folder, data_dir, report, asked)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     with single_threaded_children(), ProcessPoolExecutor(workers, context, _start_worker, (queue, os.getpid())) as pool:
         futures = [pool.submit(_in_worker, run, folder, data_dir) for run in runs]
         try:
-            _watch(futures, queue, report)
+            _watch(futures, queue, report, asked)
         except BaseException:
             processes = list((pool._processes or {}).values())      # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
-                process.terminate()
+                process.terminate()         # which a training answers by a resume point
+            for process in processes:
+                process.join(PATIENCE)
             raise
 
 
-def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report) -> None:
+def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, asked: Callable[[], bool]) -> None:
     """Train one network, then compute its spectra and surfaces; what is stored already is not computed again."""
     from analysis.pipeline import compute_curvature
     from analysis.stored_surface import compute_surface
     from analysis.subject import Subject
     from landscape.training import training_data
 
+    def counted(part: Part) -> Callable[[int], None]:
+        def count(steps: int = 1) -> None:
+            part.work(steps)
+            if asked():
+                raise Stopped
+        return count
+
     data = training_data(run.config, data_dir, progress=False)
     config = run.config.resolved(data)
-    store = train_run(config, data, folder / run.name, report)
+    store = train_run(config, data, folder / run.name, report, asked)
     subject = Subject.open(store, data=data, device=config.device, traces=_traces)
     for epoch in run.spectrum_epochs:
         for group in run.groups:
-            with topped_up(report, run.spectrum.products) as counted:
-                compute_curvature(subject, epoch, group, run.spectrum, progress=counted)
+            with Part(report, run.spectrum.products) as part:
+                compute_curvature(subject, epoch, group, run.spectrum, progress=counted(part))
     for name, epoch, settings in run.surfaces:
-        with topped_up(report, settings.points ** settings.dims) as counted:
-            compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted))
+        with Part(report, settings.points ** settings.dims) as part:
+            compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted(part)))
 
 
-def train_run(config, data, path: Path, report: Report):
+def train_run(config, data, path: Path, report: Report, asked: Callable[[], bool]):
     """Train what is not trained yet and return the run's store."""
     from checkpoints.provenance import provenance
-    from landscape.training import train
     from scripts.run_folder import open_run
 
     store = open_run(path, config, provenance(
         data_hash=data.hash, class_counts=data.counts.tolist(), class_names=list(data.class_names), notes=list(data.notes)))
-    with topped_up(report, training_cost(config, len(data.train))) as counted:
+    with Part(report, training_cost(config, len(data.train))) as part:
         if not store.finished:
-            with store.writer():
-                train(config, data=data, recorder=store.recorder(), on_step=counted)
-                store.mark_finished()
+            _train(config, data, store, part, asked)
     return store
+
+
+def _train(config, data, store, part: "Part", asked: Callable[[], bool]) -> None:
+    from landscape.partial_epoch import steps_into_epoch
+    from landscape.training import batch_sizes, train
+    from scripts.train_log import ended_in_log, log_begin, position, row_line
+
+    steps = len(batch_sizes(len(data.train), config.batch_size))
+    with store.writer(), ended_in_log(store):
+        recorder = store.recorder()
+        point = recorder.resumed()
+        epochs, inside = int(point["epochs_done"]) if point else 0, steps_into_epoch(point)
+        log_begin(store, config, position(config, epochs, inside, steps) if point else "", data.notes)
+        part.skip(epochs * steps + inside)
+        result = train(config, data=data, recorder=recorder, on_step=part.work, stop=asked,
+                       progress=lambda row: store.log(row_line(row, config.epochs)))
+        if result.stopped:
+            raise Stopped
+        store.mark_finished()
+        store.log("finished")
 
 
 def cost(run: Run, num_images: int) -> int:
@@ -89,18 +125,32 @@ def training_cost(config, num_images: int) -> int:
     return config.epochs * len(batch_sizes(num_images, config.batch_size))
 
 
-@contextmanager
-def topped_up(report: Report, total: int) -> Iterator[Report]:
-    """Report exactly `total` by the end, however much was counted on the way."""
-    counted = 0
+class Part:
+    """A part of a run's work. Exactly `total` is reported of it once it is done, what took no work as such."""
 
-    def count(steps: int = 1) -> None:
-        nonlocal counted
-        steps = min(steps, total - counted)
-        counted += steps
-        report(steps)
-    yield count
-    report(total - counted)
+    def __init__(self, report: Report, total: int):
+        self._report, self._left = report, total
+
+    def work(self, steps: int = 1) -> None:
+        """Report steps that were worked on."""
+        self._count(steps, True)
+
+    def skip(self, steps: int) -> None:
+        """Report steps that were done before, or are not needed."""
+        self._count(steps, False)
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.skip(self._left)
+
+    def _count(self, steps: int, worked: bool) -> None:
+        steps = min(steps, self._left)
+        self._left -= steps
+        if steps:
+            self._report(steps, worked)
 
 
 @contextmanager
@@ -119,13 +169,15 @@ def single_threaded_children() -> Iterator[None]:
 class _Counter:
     """What a surface counts on: anything with update()."""
 
-    def __init__(self, count: Report):
+    def __init__(self, count: Callable[[int], None]):
         self.update = count
 
 
-def _watch(futures: list[Future], queue, report: Report) -> None:
+def _watch(futures: list[Future], queue, report: Report, asked: Callable[[], bool]) -> None:
     while not all(future.done() for future in futures):
         _drain(queue, report)
+        if asked():
+            raise Stopped
         for future in futures:
             if future.done() and future.exception() is not None:
                 raise future.exception()
@@ -138,7 +190,7 @@ def _watch(futures: list[Future], queue, report: Report) -> None:
 def _drain(queue, report: Report) -> None:
     try:
         while True:
-            report(queue.get_nowait())
+            report(*queue.get_nowait())
     except Empty:
         return
 
@@ -157,4 +209,5 @@ def _end_with(parent: int) -> None:
 
 
 def _in_worker(run: Run, folder: Path, data_dir: Path | None) -> None:
-    perform_run(run, folder, data_dir, _queue.put)
+    with Interruption(quiet=True) as asked:
+        perform_run(run, folder, data_dir, lambda steps, worked: _queue.put((steps, worked)), asked)

@@ -32,7 +32,8 @@ from scripts.log_scalars import writer_class
 from scripts.options import add_common_arguments, emit_json, say, tell_reading
 from scripts.run_folder import open_run, slug
 from scripts.train_settings import add_settings, given_settings
-from scripts.train_stored import GROUPS, Stop, tell_stop, train_beside, train_stored
+from scripts.train_log import GROUPS
+from scripts.train_stored import Stop, tell_stop, train_beside, train_stored
 
 NAME = "train"
 HELP = "train a network on long-tailed data and store its run"

@@ -1,15 +1,11 @@
 """Train a stored run from where it stands: its log, its progress, and what happens when it is asked to end."""
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TextIO
-
-import torch
 
 from checkpoints.run_file import FILE_NAME
 from checkpoints.store import RunStore
@@ -19,13 +15,13 @@ from landscape.data import LongTailData
 from landscape.determinism import deterministic
 from landscape.distributed import Processes
 from landscape.partial_epoch import steps_into_epoch
-from landscape.training import choose_device, train
+from landscape.training import train
 from scripts.interruptions import Interruption, shared_by_processes
 from scripts.log_scalars import Scalars
 from scripts.options import Progress, say
+from scripts.train_log import ended_in_log, log_begin, position, row_line
 from scripts.train_settings import telling_settings
 
-GROUPS = ("all", "head", "tail", "many", "medium", "few")
 LONG = 2000     # test images, whose evaluation is worth a line
 
 
@@ -51,11 +47,11 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
                  processes: Processes = Processes()) -> Stop | None:
     """Train to the end and mark the run as finished, or until a signal comes and say where that was."""
     quiet, steps = args.quiet or args.json, len(batch_sizes(len(data.train), config.batch_size))
-    with store.writer(), Interruption(quiet=quiet) as asked, _ended_in_log(store), deterministic(args.deterministic):
+    with store.writer(), Interruption(quiet=quiet) as asked, ended_in_log(store), deterministic(args.deterministic):
         recorder = store.recorder()
         point = recorder.resumed()
         done = (int(point["epochs_done"]) if point else 0, steps_into_epoch(point))
-        _begin(args, config, data, store, f"after {_position(config, *done, steps)}" if any(done) else "")
+        _begin(args, config, data, store, position(config, *done, steps) if any(done) else "")
         total = _num_steps(config, steps)
         with _scalars(args, store, recorder.rows) as scalars, Progress(total, "training", quiet=quiet) as bar:
             bar.update(min(done[0] * steps + done[1], total))
@@ -78,7 +74,7 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
             store.log("finished")
             return None
         inside = bar.done - result.epochs_done * steps
-        text = f"stopped by {asked.name} after {_position(config, result.epochs_done, inside, steps)}"
+        text = f"stopped by {asked.name} after {position(config, result.epochs_done, inside, steps)}"
         store.log(text)
         return Stop(asked.name, asked.status, result.epochs_done, inside, text)
 
@@ -100,21 +96,18 @@ def _command(args: argparse.Namespace, store: RunStore) -> str:
     return shlex.join(words)
 
 
-def _begin(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore, position: str) -> None:
+def _begin(args: argparse.Namespace, config: TrainConfig, data: LongTailData, store: RunStore, where: str) -> None:
     """Print the settings, and say on the log who begins or goes on, and with what."""
     notes = list(data.notes)
-    if position and store.provenance.get("deterministic", False) != args.deterministic:
+    if where and store.provenance.get("deterministic", False) != args.deterministic:
         notes.append(f"begun {'without' if args.deterministic else 'with'} --deterministic, "
                      f"continued {'with' if args.deterministic else 'without'} it")
         say(args, f"note: {notes[-1]}")
     for line in (f"run {store.path}", *(f"  {name} = {value}" for name, value in telling_settings(config, data).items()),
                  f"  the others as {'the recipe or ' if config.recipe else ''}--help says, all in {FILE_NAME}",
-                 *([f"continuing {position}"] if position else [])):
+                 *([f"continuing after {where}"] if where else [])):
         say(args, line)
-    store.log(f"{f'continued {position}' if position else 'started'} by process {os.getpid()} on "
-              f"{choose_device(config.device)}, torch {torch.__version__}: {store.origin.get('command', '')}")
-    for note in notes:
-        store.log(f"note: {note}")
+    log_begin(store, config, where, notes)
 
 
 def _tell_skipped(args: argparse.Namespace, data: LongTailData, store: RunStore) -> None:
@@ -125,13 +118,8 @@ def _tell_skipped(args: argparse.Namespace, data: LongTailData, store: RunStore)
         say(args, f"note: {len(data.skipped)} broken images were left out, named in {store.path / 'train.log'}")
 
 
-def _position(config: TrainConfig, epochs: int, inside: int, steps: int) -> str:
-    step = f" and {inside} of {steps} steps" if inside else ""
-    return f"{epochs} of {config.epochs} epochs{step}"
-
-
 def _tell(row: dict[str, float], config: TrainConfig, store: RunStore, quiet: bool) -> None:
-    line = _row_line(row, config.epochs)
+    line = row_line(row, config.epochs)
     store.log(line)
     if not quiet and any(name.startswith("test_") for name in row):
         _above_the_bar(line, sys.stdout)
@@ -145,26 +133,8 @@ def _above_the_bar(line: str, stream: TextIO) -> None:
     stream.flush()
 
 
-def _row_line(row: dict[str, float], epochs: int) -> str:
-    parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"train loss {row['train_loss']:.4f}"]
-    parts += [f"{group} {row[f'test_accuracy/{group}']:.1%}" for group in GROUPS if f"test_accuracy/{group}" in row]
-    parts += [f"{row['skipped_images']} broken images left out"] if "skipped_images" in row else []
-    return "  ".join(parts)
-
-
 def _scalars(args: argparse.Namespace, store: RunStore, rows: list[dict[str, str]]):
     return Scalars(store.path, rows) if args.tensorboard else nullcontext()
-
-
-@contextmanager
-def _ended_in_log(store: RunStore) -> Iterator[None]:
-    """Leave on the log what ended a training early; a log that cannot be written matters less than that."""
-    try:
-        yield
-    except BaseException as error:
-        with suppress(OSError):
-            store.log(f"ended by {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        raise
 
 
 def _is_evaluated(config: TrainConfig, done: int, steps: int, total: int) -> bool:

@@ -16,7 +16,7 @@ from checkpoints.store import RunStore
 from landscape.errors import InputError
 from scripts.cli import main
 from scripts.study_plan import DIGITS, Study
-from scripts.study_worker import cost, topped_up
+from scripts.study_worker import Part, cost
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -115,6 +115,21 @@ def test_a_killed_study_ends_in_the_same_records(moment, finished, study_file, t
     assert len(hashes(folder)) < len(hashes(finished))
     assert main(["study", str(study_file), "--out", str(folder), "--quiet"]) == 0
     assert hashes(folder) == hashes(finished)
+
+
+@pytest.mark.parametrize(("moment", "workers"), [("*/resume.h5", 1), pytest.param("*/partial/*/*", 2, marks=pytest.mark.slow)])
+def test_a_study_asked_to_end_says_that_nothing_is_lost_and_goes_on(moment, workers, finished, study_file, tmp_path):
+    folder = tmp_path / "ended"
+    process = start_study(study_file, folder, workers)
+    wait_for(lambda: any(folder.glob(moment)), process)
+    os.kill(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0 and error == f"{folder}: stopped by SIGTERM, nothing is lost; the same command goes on\n"
+    assert len(hashes(folder)) < len(hashes(finished))
+    assert main(["study", str(study_file), "--out", str(folder), "--quiet"]) == 0
+    assert hashes(folder) == hashes(finished)
+    log = next(folder.glob("*/train.log")).read_text()
+    assert "started by process" in log and log.rstrip().endswith("finished")
 
 
 @pytest.mark.slow
@@ -264,10 +279,14 @@ def test_a_studys_forecast_says_what_it_does_before_it_does_it(study_file, capsy
 
 def test_progress_adds_up_to_the_forecast():
     counted = []
-    with topped_up(counted.append, 10) as count:
-        count(4)
-        count(9)
-    assert sum(counted) == 10
+    with Part(lambda steps, worked: counted.append((steps, worked)), 10) as part:
+        part.skip(3)
+        part.work(4)
+        part.work(1)
+    assert counted == [(3, False), (4, True), (1, True), (2, False)]
+    with Part(lambda steps, worked: counted.append((steps, worked)), 10) as part:
+        part.work(11)
+    assert counted[4:] == [(10, True)]
     run = Study.read("digits").runs()[0]
     assert cost(run, 405) > 40 * 7
 
