@@ -10,6 +10,7 @@ _HOME = {
     "CATALOGUE": "catalogue",
     "Options": "options",
     "draw": "catalogue",
+    "panels": "panels",
     "plot_accuracy": "accuracy",
     "plot_line": "surface",
     "plot_over_epochs": "saddle",
@@ -17,7 +18,7 @@ _HOME = {
     "plot_spectrum": "spectrum",
     "plot_surface": "surface",
     "plot_surface_3d": "surface",
-    "plot_table": "accuracy",
+    "plot_table": "tables",
     "write": "catalogue",
 }
 __all__ = sorted(_HOME)

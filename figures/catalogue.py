@@ -1,12 +1,14 @@
 """The catalogue: every figure by name, what it shows, the records it is drawn from, and the paper that has one like it.
 
-`draw(name, runs, options)` makes the figure, `write` makes its files. Tables come with a CSV of the numbers drawn.
+`draw(name, runs, options)` makes the figure, `write` makes its files: with the picture a CSV of the numbers drawn and, of a
+table, the LaTeX.
 """
 
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,8 +16,12 @@ from matplotlib.figure import Figure
 from analysis import summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from figures import accuracy, overview, saddle, spectrum, style, surface
+from figures import accuracy, latex, overview, saddle, spectrum, style, surface
 from figures.options import Options
+from figures.tables import Printed, figure_of
+
+
+SPECTRUM, SURFACE, TRAIN = "landscape spectrum RUN", "landscape surface RUN", "landscape train"
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,18 @@ class Entry:
     """One figure of the catalogue."""
 
     draw: Callable[[Comparison, Options], Figure]
-    shows: str      # the quantity, by its name in the glossary
+    shows: str      # in a few words
     records: str    # what must be stored
     source: str     # where a figure like it is printed
     table: Callable[[Comparison, Options], pd.DataFrame] | None = None   # the numbers drawn, as a CSV beside the figure
+    item: int | None = None          # its number among the 18 figures and tables of the literature; None: beside them
+    quantity: str = ""               # what is plotted, by its name in the README's list of quantities
+    command: str = SPECTRUM          # makes the records
+    printed: Callable[[Comparison, Options], Printed] | None = None      # a table as text: drawn, and written for LaTeX
+
+
+def _table(printed: Callable[[Comparison, Options], Printed], *rest: Any, **options: Any) -> Entry:
+    return Entry(figure_of(printed), *rest, printed=printed, **options)
 
 
 def _accuracies(runs: Comparison, options: Options) -> pd.DataFrame:
@@ -44,30 +58,36 @@ def _over_epochs(quantity: str) -> Callable[[Comparison, Options], pd.DataFrame]
 
 
 _RANGWANI, _LYU = "Rangwani et al. 2022", "Lyu et al. 2025 (SSE-SAM)"
+_SWEEP = "landscape spectrum RUN --epoch all"
+_DENSITY, _ENDS = "spectral density", "lambda_min, lambda_max"
 CATALOGUE = {
     "overview": Entry(overview.draw_overview, "spectra, lambda_min over epochs and test accuracy in one picture",
-                      "spectra, metrics", _LYU + ", overview"),
+                      "spectra, metrics", _LYU + ", overview", quantity="spectral density, lambda_min, test accuracy",
+                      command=_SWEEP),
     "spectra": Entry(spectrum.draw_spectra, "spectral density with lambda_min, lambda_max, trace", "spectra",
-                     _RANGWANI + ", class-wise spectra"),
-    "extreme_ratio": Entry(saddle.draw_extreme_ratio, "|lambda_min| / |lambda_max| over epochs",
-                           "spectra of several epochs",
-                           _RANGWANI + ", non-convexity dynamics", _over_epochs("extreme_ratio")),
+                     _RANGWANI + ", class-wise spectra", item=1, quantity=f"{_DENSITY}, {_ENDS}, trace"),
+    "extreme_ratio": Entry(saddle.draw_extreme_ratio, "|lambda_min| / |lambda_max| over epochs", "spectra of several epochs",
+                           _RANGWANI + ", non-convexity dynamics", _over_epochs("extreme_ratio"), item=2,
+                           quantity="extreme_ratio", command=_SWEEP),
     "negative_mass": Entry(saddle.draw_negative_mass, "fraction of eigenvalues below -threshold over epochs",
-                           "spectra of several epochs", "none; its own quantity", _over_epochs("negative_mass")),
+                           "spectra of several epochs", "none; its own quantity", _over_epochs("negative_mass"),
+                           quantity="negative_mass", command=_SWEEP),
     "lambda_min": Entry(saddle.draw_lambda_min, "the most negative eigenvalue over epochs", "spectra of several epochs",
-                        _RANGWANI + ", values of class-wise spectra", _over_epochs("lambda_min")),
-    "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes",
-                     "Li et al. 2018; Chen et al. 2026, Fig. 2"),
-    "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018"),
+                        _RANGWANI + ", values of class-wise spectra", _over_epochs("lambda_min"), quantity="lambda_min",
+                        command=_SWEEP),
+    "curvature_table": _table(accuracy.print_curvature_table, "lambda_min, lambda_max, extreme ratio, negative mass, trace",
+                              "spectra", _RANGWANI + ", values", _curvatures, item=4,
+                              quantity=f"{_ENDS}, extreme_ratio, negative_mass, trace"),
+    "accuracy_table": _table(accuracy.print_accuracy_table, "test accuracy of Many, Medium, Few, Head, Tail, All", "metrics",
+                             _LYU + ", README table", _accuracies, item=5, quantity="test accuracy", command=TRAIN),
+    "accuracy_curves": Entry(accuracy.draw_accuracy_curves, "test accuracy over epochs", "metrics", _LYU + ", overview",
+                             item=6, quantity="test accuracy", command=TRAIN),
     "lines": Entry(surface.draw_lines, "loss along lines, with lambda alpha^2 / 2 where lambda is known", "lines",
-                   "Li et al. 2018"),
-    "accuracy_curves": Entry(accuracy.draw_accuracy_curves, "test accuracy over epochs", "metrics",
-                             _LYU + ", overview"),
-    "accuracy_table": Entry(accuracy.draw_accuracy_table, "test accuracy of Many, Medium, Few, Head, Tail, All",
-                            "metrics", _LYU + ", README table", _accuracies),
-    "curvature_table": Entry(accuracy.draw_curvature_table,
-                             "lambda_min, lambda_max, extreme ratio, negative mass, trace",
-                             "spectra", _RANGWANI + ", values", _curvatures),
+                   "Li et al. 2018", item=11, quantity="loss", command=SURFACE + " --dims 1"),
+    "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes", "Li et al. 2018; Chen et al. 2026, Fig. 2",
+                     item=11, quantity="loss", command=SURFACE),
+    "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018", item=11,
+                        quantity="loss", command=SURFACE),
 }
 
 
@@ -82,18 +102,21 @@ def entry(name: str) -> Entry:
 
 def draw(name: str, runs: Comparison, options: Options = Options()) -> Figure:
     """Return the figure `name` drawn from records of `runs`; an absent record is a RecordError naming what to run."""
-    with style.context(options.rc):
+    with style.context(options.rc, options.width):
         return entry(name).draw(runs, options)
 
 
 def write(name: str, runs: Comparison, folder: Path, options: Options = Options(),
           formats: Sequence[str] = ("pdf", "png"),
           dpi: int = 200) -> list[Path]:
-    """Write the figure `name` into `folder`, one file a format, and the CSV of its numbers if it has one."""
+    """Write the figure `name` into `folder`, one file a format, the CSV of its numbers if it has one, and a table's LaTeX."""
     found = entry(name)
-    with style.context(options.rc):
+    with style.context(options.rc, options.width):
         paths = style.save(found.draw(runs, options), folder / name, formats, dpi)
     if found.table is not None:
         paths.append(folder / f"{name}.csv")
         found.table(runs, options).to_csv(paths[-1])
+    if found.printed is not None:
+        paths.append(folder / f"{name}.tex")
+        paths[-1].write_text(latex.table(found.printed(runs, options), name), encoding="utf-8")
     return paths

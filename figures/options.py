@@ -14,4 +14,5 @@ class Options:
     style: str = "relative"                      # of spectra: relative | published
     surface: str | None = None                   # name of the plane to draw; default: the first that every run has
     level: float = 0.95                          # coverage of every interval and band
+    width: str = "two"                           # one | two columns of a two-column page: 3.25 or 6.75 inches
     rc: Mapping[str, Any] = field(default_factory=dict)   # matplotlib settings on top of the project's

@@ -1,8 +1,9 @@
 """One look for every figure: colors, names, line styles, sizes, and files with the same bytes each time.
 
 Colors are the palette of Okabe and Ito (2008), told apart by color-blind readers; groups are told by line style and
-marker besides, so that nothing is lost in gray. Figures are drawn at their final size, 7 inches wide (both columns of
-a two-column page), with no text below 7 points. Nothing here touches matplotlib's global state beyond `context`.
+marker besides, so that nothing is lost in gray. Figures are drawn at their final size, one column of a two-column page
+(3.25 inches) or both (6.75), with no text below 7 points. Nothing here touches matplotlib's global state beyond
+`context`, which also sets the width of the page, as `figure.figsize`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,13 +27,15 @@ from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
 
-WIDTH = 7.0        # inches
+WIDTHS = {"one": 3.25, "two": 6.75}   # inches: columns of a two-column page
+PANEL = 1.5        # inches: the narrowest panel that a page is divided into
 SMALL = 7.0        # points: the smallest text that a journal accepts
 FORMATS = ("pdf", "png", "svg")
 LAMBDA_LABEL = r"eigenvalue $\lambda$ [nats / parameter$^2$]"
 NEGATIVE = "#F6E3E3"   # background of negative curvature
 MUTED = "#666666"
 SWITCH_LINE = (0, (1, 1.2))
+HANDLE, SPACING = 2.4, 1.6   # of legends: length of a line, and room between columns, in units of the font size
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ GROUP_LINES = {"head": "--", "tail": "-", "all": ":", "many": "--", "medium": "-
 BLOCK_LINE = (0, (3, 1, 1, 1, 1, 1))
 RC = {
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],   # matplotlib's own: the same on every machine
-    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "figure.labelsize": 8,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
     "legend.fontsize": 7.5, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 3.5,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "xtick.major.size": 2.5,
     "ytick.major.size": 2.5, "xtick.minor.size": 0, "ytick.minor.size": 0, "axes.spines.top": False,
@@ -66,12 +71,15 @@ METADATA = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "p
 
 
 @contextmanager
-def context(rc: Mapping[str, Any] | None = None) -> Iterator[None]:
+def context(rc: Mapping[str, Any] | None = None, width: str = "two") -> Iterator[None]:
     """Draw and save with the project's settings, with `rc` on top; matplotlib's own settings come back afterwards.
 
-    A setting that matplotlib does not know, or a value it does not take, is a RecordError naming it.
+    width: a key of WIDTHS; figure.figsize in `rc` gives any other. A setting that matplotlib does not know, or a value it
+    does not take, is a RecordError naming it.
     """
-    with matplotlib.rc_context(seaborn.axes_style("ticks") | RC):
+    if width not in WIDTHS:
+        raise RecordError(f"width={width} is unknown: expected one of {', '.join(WIDTHS)}")
+    with matplotlib.rc_context(seaborn.axes_style("ticks") | RC | {"figure.figsize": (WIDTHS[width], 4.0)}):
         for key, value in (rc or {}).items():
             _set_rc(key, value)
         yield
@@ -99,14 +107,24 @@ def group_name(group: str) -> str:
     return classes.replace(":", " ") + (f", {block.replace('_', ' ').replace('+', ' and ')}" if block else "")
 
 
+def page_width() -> float:
+    """Return the width in inches that a figure may fill: that of the page in use."""
+    return float(matplotlib.rcParams["figure.figsize"][0])
+
+
+def most_columns() -> int:
+    """Return how many panels stand side by side on the page at most."""
+    return max(1, int(page_width() / PANEL))
+
+
 def panel_width(columns: int, first: float, each: float) -> float:
-    """Return the width in inches of a figure of `columns` panels: the page's for up to four, wider only for more."""
-    return WIDTH * columns / 4 if columns > 4 else min(WIDTH, first + each * columns)
+    """Return the width in inches of a figure of `columns` panels, at most the page's."""
+    return min(page_width(), first + each * columns)
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure with constrained layout, `width` x `height` inches, outside any global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(height: float, width: float | None = None) -> Figure:
+    """Return an empty figure with constrained layout, `width` (default: the page's) x `height` inches, outside global state."""
+    figure = Figure(figsize=(width or page_width(), height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
     return figure
@@ -150,7 +168,7 @@ def describe_hessians(records: Sequence[Curvature]) -> str:
 def name_row(ax: Axes, text: str):
     """Write the name of a row of panels in bold, left of the label of its first axes; return the text."""
     return ax.annotate(text, (0, 0.5), xycoords=ax.yaxis.label, xytext=(-4, 0), textcoords="offset points", rotation=90,
-                       ha="right", va="center", fontsize=9, fontweight="bold")
+                       ha="right", va="center", fontsize=size("axes.titlesize"), fontweight="bold")
 
 
 def mark_switch(ax: Axes, epoch: int | None, color: str = MUTED):
@@ -167,26 +185,37 @@ def switch_handles(runs: Comparison) -> list[Line2D]:
 
 def shared_legend(figure: FigureBase, handles: Sequence[Any], text: str = "", columns: int | None = None,
                   place: str = "upper"):
-    """Put one legend for all panels above them ("upper") or below ("lower"), headed by `text`; return it."""
-    legend = figure.legend(handles=handles, loc=f"outside {place} left", ncols=columns or legend_columns(len(handles)),
-                           title=wrapped(figure, text), alignment="left", borderpad=0.2, handlelength=2.4,
-                           columnspacing=1.6, handletextpad=0.6)
+    """Put one legend for all panels above them ("upper") or below ("lower"), headed by `text`; return it.
+
+    columns: at most so many entries a row; fewer where more do not fit the figure's width.
+    """
+    columns = legend_columns(figure, [handle.get_label() for handle in handles], columns)
+    legend = figure.legend(handles=handles, loc=f"outside {place} left", ncols=columns, title=wrapped(figure, text),
+                           alignment="left", borderpad=0.2, handlelength=HANDLE, columnspacing=SPACING, handletextpad=0.6)
     legend.get_title().set(fontsize=SMALL, color=MUTED)
     return legend
 
 
-def legend_columns(entries: int) -> int:
-    """Return how many entries stand in one row of a legend: all of up to five, else half of them."""
-    return max(1, entries if entries <= 5 else ceil(entries / 2))
+def legend_columns(figure: FigureBase, labels: Sequence[str], most: int | None = None) -> int:
+    """Return how many entries stand in one row of a legend: of up to five all, else half, as far as the width allows."""
+    number = len(labels)
+    most = most or (number if number <= 5 else ceil(number / 2))
+    points, point = size("legend.fontsize"), figure.dpi / 72
+    widths = [text_width(figure, label, points) + (HANDLE + 0.6) * points * point for label in labels]
+    for columns in range(max(1, min(most, number)), 1, -1):
+        filled = [max(part) for part in np.array_split(widths, columns)]   # as matplotlib fills them, column by column
+        if sum(filled) + (SPACING * (columns - 1) + 0.4) * points * point <= figure.bbox.width - 10 * point:
+            return columns
+    return 1
 
 
 def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
     """Return small text broken between words into lines that fit the figure's width, less `margin` points."""
     limit = figure.bbox.width - margin * figure.dpi / 72
-    space = _width(figure, "x x") - _width(figure, "xx")
+    space = text_width(figure, "x x") - text_width(figure, "xx")
     lines, filled = [[]], 0.0
     for word in text.split():
-        width = _width(figure, word)
+        width = text_width(figure, word)
         if lines[-1] and filled + space + width > limit:
             lines, filled = [*lines, []], 0.0
         filled += width + (space if lines[-1] else 0.0)
@@ -194,9 +223,14 @@ def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
     return "\n".join(" ".join(line) for line in lines)
 
 
-def _width(figure: FigureBase, text: str) -> float:
-    """Return the width of small text in pixels."""
-    properties = FontProperties(size=SMALL)
+def size(key: str) -> float:
+    """Return a font size of matplotlib's settings, such as axes.titlesize, in points."""
+    return FontProperties(size=matplotlib.rcParams[key]).get_size_in_points()
+
+
+def text_width(figure: FigureBase, text: str, points: float = SMALL, weight: str = "normal") -> float:
+    """Return the width in pixels of a text of so many points."""
+    properties = FontProperties(size=points, weight=weight)
     return figure.canvas.get_renderer().get_text_width_height_descent(text, properties, ismath="$" in text)[0]
 
 

@@ -6,6 +6,7 @@ from analysis import summary
 from checkpoints.comparison import compare
 from figures import accuracy, style
 from figures.options import Options
+from figures.tables import draw_printed
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_each_group_has_a_panel_and_each_optimizer_a_line(runs):
 
 def test_the_drawn_accuracy_table_is_the_table(runs):
     with style.context():
-        drawn = texts_of(accuracy.draw_accuracy_table(runs, Options()))
+        drawn = texts_of(draw_printed(accuracy.print_accuracy_table(runs, Options())))
     table = summary.accuracy_table(runs)
     assert drawn[:6] == ["Many", "Medium", "Few", "Head", "Tail", "All"]
     assert drawn[6:13] == ["SGD"] + [summary.cell(table.loc["sgd"], group, True) for group in summary.ACCURACY_GROUPS]
@@ -53,13 +54,13 @@ def test_an_absent_group_is_written_absent():
     run = fake_run(groups=())
     run.table = run.table.drop(columns="test_accuracy/tail")
     with style.context():
-        drawn = texts_of(accuracy.draw_accuracy_table(compare([run]), Options()))
+        drawn = texts_of(draw_printed(accuracy.print_accuracy_table(compare([run]), Options())))
     assert drawn.count("absent") == 1
 
 
 def test_the_drawn_curvature_table_is_the_table(runs):
     with style.context():
-        figure = accuracy.draw_curvature_table(runs, Options())
+        figure = draw_printed(accuracy.print_curvature_table(runs, Options()))
     table = summary.curvature_table(runs)
     drawn = texts_of(figure)
     assert "head, SGD" in drawn and "tail, SSE-SAM" in drawn
@@ -69,5 +70,5 @@ def test_the_drawn_curvature_table_is_the_table(runs):
 
 def test_a_rule_sets_groups_apart(runs):
     with style.context():
-        figure = accuracy.draw_curvature_table(runs, Options())
+        figure = draw_printed(accuracy.print_curvature_table(runs, Options()))
     assert sorted(line.get_ydata()[0] for line in figure.axes[0].lines) == [-1.1, -0.1, 2, 4.1]

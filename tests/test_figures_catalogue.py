@@ -87,7 +87,8 @@ def test_figures_need_no_torch():
 
 def test_written_figures_repeat_byte_by_byte_and_come_with_their_numbers(runs, tmp_path):
     paths = [catalogue.write("accuracy_table", runs, tmp_path / part, dpi=50) for part in ("one", "two")]
-    assert [path.name for path in paths[0]] == ["accuracy_table.pdf", "accuracy_table.png", "accuracy_table.csv"]
+    assert [path.name for path in paths[0]] == ["accuracy_table.pdf", "accuracy_table.png", "accuracy_table.csv",
+                                               "accuracy_table.tex"]
     for one, two in zip(*paths):
         assert one.read_bytes() == two.read_bytes()
     assert list(pd.read_csv(paths[0][2])["opt"]) == ["sgd", "sam", "imbsam", "ssesam"]
