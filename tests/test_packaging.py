@@ -25,12 +25,13 @@ LADDER = {
     "analysis.stored_surface": ("analysis", "landscape", "checkpoints"),
     "analysis.subject": ("analysis", "landscape", "checkpoints"),
     "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
+    "analysis.verdict": ("checkpoints.records", "checkpoints.exactness", "landscape.errors"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
-    "figures": ("figures", "analysis.quadrature", "analysis.summary", "checkpoints"),
+    "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "checkpoints"),
     "scripts": PACKAGES,
 }
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject")
-TORCH_FREE = ("checkpoints", "figures", "analysis.quadrature", "analysis.summary")
+TORCH_FREE = ("checkpoints", "figures", "analysis.quadrature", "analysis.summary", "analysis.verdict")
 
 
 def module_name(path: Path) -> str:
