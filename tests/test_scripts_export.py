@@ -1,0 +1,73 @@
+import json
+
+import pytest
+from fabricated_runs import fake_run
+
+from checkpoints.store import RunStore
+from scripts.cli import main
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two run folders with real files, and one without any record."""
+    folder = tmp_path_factory.mktemp("study")
+    for run in (fake_run(opt, 0, epochs=(0, 60), probes=2, steps=4) for opt in ("sgd", "ssesam")):
+        store = RunStore.create(folder / run.path.name, run.config)
+        for record in run.kept:
+            store.write(record)
+    RunStore.create(folder.parent / "empty", {"opt": "sgd"})
+    return folder
+
+
+def export(*words):
+    return main(["export", *map(str, words)])
+
+
+def test_everything_stored_is_written_below_the_run(study, capsys):
+    assert export(study / "sgd-0", "--format", "csv", "vtp", "h5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"open {study / 'sgd-0' / 'export' / 'surfaces'}")
+    written = {str(path.relative_to(study / "sgd-0" / "export")) for path in (study / "sgd-0" / "export").rglob("*.*")}
+    assert {"surfaces/random-plane.vtp", "surfaces/random-plane-head.h5", "surfaces/random-plane.csv",
+            "surfaces/tail-lambda_min-tail.h5", "spectra/epoch-0000-tail-nodes.csv",
+            "spectra/epoch-0060-head-eigenpairs.csv"} <= written
+    assert not any(name.endswith("lambda_min.vtp") for name in written)     # a line is no plane
+
+
+def test_one_surface_and_one_epoch_alone(study, tmp_path):
+    assert export(study / "sgd-0", "--format", "csv", "--surface", "random-plane", "--out", tmp_path / "a", "--quiet") == 0
+    assert [path.name for path in (tmp_path / "a").rglob("*.csv")] == ["random-plane.csv"]
+    assert export(study / "sgd-0", "--format", "npz", "--epoch", 0, "--out", tmp_path / "b", "--quiet") == 0
+    assert sorted(path.name for path in (tmp_path / "b").rglob("*.npz")) == ["epoch-0000-head.npz", "epoch-0000-tail.npz"]
+
+
+def test_several_runs_get_a_folder_each(study, tmp_path, capsys):
+    assert export(study, "--format", "vtp", "--height", "tail", "--out", tmp_path, "--json") == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == {str(study / name): {"vtp": [str(tmp_path / name / "surfaces" / "random-plane.vtp")]}
+                     for name in ("sgd-0", "ssesam-0")}
+
+
+@pytest.mark.parametrize("words, message", [
+    (["{study}/sgd-0", "--format", "vtp", "--surface", "moon"], "holds no surface of name=moon: it has random-plane"),
+    (["{study}/sgd-0", "--format", "vtp", "--surface", "tail-lambda_min"], "is a line, and vtp is a format of planes"),
+    (["{study}/sgd-0", "--format", "vtp", "--epoch", "7"], "no record at epoch 7 can be written as vtp"),
+    (["{study}/sgd-0", "--format", "vtp", "--height", "moon"], "height=moon is not in surface 'random-plane'"),
+    (["{study}/../empty", "--format", "csv"], "no record can be written as csv"),
+    (["{study}/sgd-0", "--format", "xls"], "invalid choice: 'xls'"),
+    (["{study}/sgd-0"], "required: --format"),
+    (["{study}/sgd-0", "{study}/../other/sgd-0", "--format", "csv"], "2 runs are called sgd-0"),
+])
+def test_mistakes_are_one_clear_line(study, tmp_path, capsys, words, message):
+    other = RunStore.create(study.parent / "other" / "sgd-0", {"opt": "sgd"})
+    words = [word.replace("{study}", str(study)) for word in words]
+    assert export(*words, "--out", tmp_path / "out", "--quiet") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+    assert other.path.exists() and not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_files_are_not_put_among_sources(study, tmp_path, capsys):
+    (tmp_path / "__init__.py").touch()
+    assert export(study / "sgd-0", "--format", "csv", "--out", tmp_path) == 2
+    assert "is a folder of Python sources" in capsys.readouterr().err
