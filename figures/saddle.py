@@ -9,7 +9,7 @@ Several seeds: mean and Student's t interval over seeds. One run: the record's o
 probes). A vertical line marks where SSE-SAM's second stage or deferred re-weighting begins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from checkpoints.comparison import Comparison
 from checkpoints.records import Curvature
 from figures import style
 from figures.options import Options
+from figures.panels import Panels, optimizer_names, panels
 
 LABELS = {
     "extreme_ratio": r"extreme ratio $|\lambda_{\min}| \,/\, |\lambda_{\max}|$",
@@ -108,26 +109,33 @@ def _first_records(runs: Comparison, groups: Sequence[str]) -> list[Curvature]:
 def _draw_quantity(runs: Comparison, options: Options, quantity: str):
     groups = runs.present(options.groups)
     table = over_epochs(runs, groups, quantity, options.level)
-    figure = style.new_figure(2.45, style.panel_width(len(runs.optimizers), 1.6, 1.8))
-    axes = style.grid(figure, 1, len(runs.optimizers), sharex=True, sharey=True)[0]
-    for ax, opt in zip(axes, runs.optimizers):
-        _draw_panel(ax, runs, opt, table[table["opt"] == opt])
-    axes[0].set_ylabel(LABELS[quantity])
-    figure.supxlabel("epoch", fontsize=8)
     note = f", below −{table['threshold'].iloc[0]:.2g} nats / parameter$^2$" if quantity == "negative_mass" else ""
-    note += style.describe_hessians(_first_records(runs, groups))
-    style.shared_legend(figure, group_handles(groups) + style.switch_handles(runs), style.describe(runs) + note)
-    return figure, axes, table
+    made = draw_over_epochs(runs, table, LABELS[quantity], note + style.describe_hessians(_first_records(runs, groups)))
+    return made.figure, list(made), table
 
 
-def _draw_panel(ax: Axes, runs: Comparison, opt: str, table: pd.DataFrame) -> None:
-    look = style.look(opt)
-    for group, rows in table.groupby("group", sort=False):
-        plot_over_epochs(ax, rows, color=look.color, linestyle=style.group_line(group),
-                         marker=style.group_marker(group),
-                         filled=group != "head")
-    ax.set_title(look.name, loc="left", color=look.color, fontweight="bold", fontsize=9)
-    style.mark_switch(ax, runs.members[opt][0].switch)
+def draw_over_epochs(runs: Comparison, table: pd.DataFrame, label: str | Mapping[str, str], note: str = "") -> Panels:
+    """Draw one panel an optimizer, one line a class group, of a table with opt, group, epoch, value, low, high.
+
+    A column `row` makes a row of panels of each of its words, each with an axis of its own; `label` then has one for each.
+    """
+    table = table if "row" in table else table.assign(row="")
+    rows, groups = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["group"]))
+    made = panels(rows, runs.optimizers, 1.75, first=1.6, each=1.8, share_y="row")
+    for (row, opt), ax in made.axes.items():
+        _draw_panel(ax, table[(table["opt"] == opt) & (table["row"] == row)])
+        style.mark_switch(ax, runs.members[opt][0].switch)
+    made.name({}, optimizer_names(runs.optimizers))
+    made.label_x("epoch")
+    made.label_y(label)
+    style.shared_legend(made.figure, group_handles(groups) + style.switch_handles(runs), style.describe(runs) + note)
+    return made
+
+
+def _draw_panel(ax: Axes, table: pd.DataFrame) -> None:
+    for (opt, group), rows in table.groupby(["opt", "group"], sort=False):
+        plot_over_epochs(ax, rows, color=style.look(opt).color, linestyle=style.group_line(group),
+                         marker=style.group_marker(group), filled=group != "head")
 
 
 def group_handles(groups: Sequence[str], color: str = style.MUTED, marked: bool = True) -> list[Line2D]:
