@@ -2,7 +2,7 @@
 
     strict saddle                 |g| <= eps_g and lambda_min <= -eps_H, the latter by a float64 product
     slope that bends down         lambda_min <= -eps_H by a float64 product, and |g| > eps_g
-    no negative curvature found   the search reaches down to a resolution R <= eps_H, and nothing lies below -R but with probability p
+    no negative curvature found   the search reaches down to a resolution R <= eps_H: nothing lies below -R but with probability p
     undecided                     whatever else, with the reasons
 
 v'Hv <= -eps_H for a unit vector v proves lambda_min <= -eps_H, whether or not v has converged. That nothing negative is there is
@@ -16,9 +16,9 @@ whose loss is the same at c theta for every c > 0, as before BatchNorm, has H(c 
 
     eps_H = 0.01 max|lambda|        eps_g = eps_H^2 |theta| / (2 max|lambda|)
 
-so that scaling the loss, or all parameters, changes no verdict; one tolerance that is given sets the other by the same rho_H. Where
-the loss is of another kind, rho_H is a convention: both tolerances are stated with every verdict, and both may be given. NumPy
-alone: verdicts are read off stored records.
+so that scaling the loss, or all parameters, changes no verdict; one tolerance that is given sets the other by the same rho_H.
+Where the loss is of another kind, rho_H is a convention: both tolerances are stated with every verdict, and both may be given.
+NumPy alone: verdicts are read off stored records.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Verdict:
     eps_g: float                    # nats / parameter
     eps_H: float                    # nats / parameter^2
     gradient_norm: float
-    lambda_min: float               # v'Hv by the float64 product where its sign is verified, else by the product itself; NaN: none
+    lambda_min: float               # v'Hv, by the float64 product where its sign is verified; NaN: none
     lambda_max: float
     verified_min: bool              # the sign of lambda_min is that of the float64 product, beyond rounding
     verified_max: bool
@@ -148,7 +148,8 @@ def scope_of(record: Curvature) -> str:
     """Return, in words, what the record leaves out of its group; nothing where it is the whole training loss of the group."""
     settings, parts = _settings(record), []
     if record.num_samples < record.num_available:
-        parts.append(f"a subset, {record.num_samples} of {record.num_available} images: of the whole group's loss it decides nothing")
+        parts.append(f"a subset, {record.num_samples} of {record.num_available} images: of the whole group's loss it decides "
+                     "nothing")
     if settings.get("split") == "test":
         parts.append("of the test images' loss")
     if settings.get("params"):

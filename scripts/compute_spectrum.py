@@ -12,6 +12,7 @@ from pathlib import Path
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.show_run import stated_weight_decay
 from scripts.spectrum_words import TABLE_FROM, summary, told
 
 NAME = "spectrum"
@@ -222,7 +223,7 @@ def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[
             try:
                 record, fresh = compute_curvature(subject, epoch, group, settings, making=making, progress=bar.update,
                                                   recalled=bar.recalled, verify=args.verify, overwrite=args.overwrite)
-                rows.append({"run": place, **summary(record), "stored_before": not fresh})
+                rows.append({"run": place, **summary(record, stated_weight_decay(subject.store)), "stored_before": not fresh})
             except OtherRecord as other:
                 others.append(other)
             if not fresh:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from analysis.verdict import judge, theta_norm
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact, supported
 from checkpoints.layout import KINDS
@@ -26,12 +27,21 @@ USED = frozenset("""dataset imb_factor profile subset data_seed normalization im
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder, as `landscape train` or a study made it")
+    add_tolerance_arguments(parser)
     add_common_arguments(parser)
+
+
+def add_tolerance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tolerances of verdicts."""
+    parser.add_argument("--eps_g", type=float, help="gradient norm up to which a point counts as critical, in nats / parameter; "
+                        "default: eps_H^2 |theta| / (2 max|lambda|)")
+    parser.add_argument("--eps_H", type=float, help="depth from which curvature counts as negative, in nats / parameter^2; "
+                        "default: 0.01 max|lambda|")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the run; damaged records are named after everything that could be read, with exit status 2."""
-    document = describe(RunStore.open(args.run))
+    document = describe(RunStore.open(args.run), args.eps_g, args.eps_H)
     for line in _lines(document):
         say(args, line)
     emit_json(args, document)
@@ -40,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(store: RunStore) -> dict[str, Any]:
-    """Return what a run holds as plain values: the document that `--json` prints."""
+def describe(store: RunStore, eps_g: float | None = None, eps_H: float | None = None) -> dict[str, Any]:
+    """Return what a run holds as plain values: the document that `--json` prints. Tolerances are those of the verdicts."""
     damaged: list[str] = []
-    curvatures = [_curvature(record) for record in _readable(store, "curvature", damaged)]
+    decay = stated_weight_decay(store)
+    curvatures = [_curvature(record) | {"verdict": judge(record, eps_g=eps_g, eps_H=eps_H, weight_decay=decay).document}
+                  for record in _readable(store, "curvature", damaged)]
     surfaces = [_surface(record) for record in _readable(store, "surface", damaged)]
     return {
         "run": str(store.path), "finished": store.finished, "config": known_config(store), "provenance": store.provenance,
@@ -58,6 +70,12 @@ def known_config(store: RunStore) -> dict[str, Any]:
     if "imported" not in store.provenance or stated is None:
         return store.config
     return {name: value if name in stated or name in USED else UNKNOWN for name, value in store.config.items()}
+
+
+def stated_weight_decay(store: RunStore) -> float | None:
+    """Return the weight decay that a run was trained with; None where nobody has said."""
+    value = known_config(store).get("weight_decay")
+    return value if isinstance(value, (int, float)) else None
 
 
 def last_metrics(store: RunStore) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def _curvature(record: Curvature) -> dict[str, Any]:
     return {
         "epoch": record.epoch, "group": record.group, "inexact": word, "num_samples": record.num_samples,
         "num_available": record.num_available, "loss": record.loss, "accuracy": record.accuracy,
-        "test_accuracy": record.test_accuracy, "gradient_norm": record.gradient_norm,
+        "test_accuracy": record.test_accuracy, "gradient_norm": record.gradient_norm, "theta_norm": theta_norm(record),
         **{name: {"value": pairs.values[end], "residual": pairs.residuals[end], "converged": pairs.converged[end],
                   "verified": pairs.verified[end]} for name, end in ends.items()},
         "trace": _estimate(record.trace), "negative_mass": _estimate(record.negative_mass),
@@ -213,6 +231,15 @@ def _curvature_lines(curvatures: list[dict[str, Any]]) -> Iterator[str]:
         yield f"    trace {_interval(entry['trace'])}"
         yield f"    negative_mass {_interval(entry['negative_mass'])} below {-entry['threshold']:.3g}"
         yield f"    extreme_ratio {_interval(entry['extreme_ratio'])}"
+        yield f"    |gradient| {entry['gradient_norm']:.4g}, {_norms(entry)}"
+        yield f"    verdict: {entry['verdict']['sentence']}"
+
+
+def _norms(entry: dict[str, Any]) -> str:
+    layers = entry["verdict"]["layer_norms"]
+    least, most = (pick(layers, key=layers.get, default=None) for pick in (min, max))
+    span = f", {layers[least]:.3g} ({least}) to {layers[most]:.3g} ({most})" if len(layers) > 1 else ""
+    return f"|theta| {entry['theta_norm']:.4g} in {len(layers)} layers{span}"
 
 
 def _end(end: dict[str, Any]) -> str:

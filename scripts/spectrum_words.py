@@ -2,6 +2,7 @@
 
 from math import isfinite, isnan
 
+from analysis.verdict import KINDS, judge
 from checkpoints.exactness import inexact, supported
 from checkpoints.records import Curvature, Estimate
 
@@ -12,13 +13,15 @@ WITHIN = {"top_eigenvalue": "by our residual and its stopping rule of 1e-3",
 
 
 def told(rows: list[dict]) -> str:
-    """Write some spectra for people, at length or as a table."""
-    return "\n".join(_table(rows) if len(rows) >= TABLE_FROM else [line for row in rows for line in _lines(row)])
+    """Write some spectra for people, at length or as a table, and what they say of the points they were measured at."""
+    if len(rows) >= TABLE_FROM:
+        return "\n".join([*_table(rows), _verdict_counts(rows)])
+    return "\n".join([line for row in rows for line in _lines(row)] + [_verdict(row) for row in rows])
 
 
-def summary(record: Curvature) -> dict:
-    """Return a record's main numbers, as JSON can hold them; of an inexact one only what it supports."""
-    word, record = inexact(record), supported(record)
+def summary(record: Curvature, weight_decay: float | None = None) -> dict:
+    """Return a record's main numbers, as JSON can hold them, and its verdict; of an inexact one only what it supports."""
+    word, verdict, record = inexact(record), judge(record, weight_decay=weight_decay), supported(record)
     pairs = record.eigenpairs
     return {
         "epoch": record.epoch, "group": record.group, "num_samples": record.num_samples, "num_available": record.num_available,
@@ -30,7 +33,7 @@ def summary(record: Curvature) -> dict:
         "trace": _estimate(record.trace) | record.provenance.get("trace", {}),
         "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
         "extreme_ratio": _estimate(record.extreme_ratio), "second_opinion": record.second_opinion,
-        "agreement": agreement(record),
+        "agreement": agreement(record), "verdict": verdict.document,
         "num_matvecs": record.provenance.get("num_matvecs"), "seconds": record.provenance.get("seconds")}
 
 
@@ -88,6 +91,16 @@ def _lines(row: dict) -> list[str]:
     lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
     return lines + [f"  pyhessian {'agrees' if same else 'DISAGREES'} on the {name.replace('_', ' ')}, {WITHIN[name]}"
                     for name, same in row["agreement"].items()]
+
+
+def _verdict(row: dict) -> str:
+    return f"verdict, {row['group']} at epoch {row['epoch']}: {row['verdict']['sentence']}"
+
+
+def _verdict_counts(rows: list[dict]) -> str:
+    kinds = [row["verdict"]["verdict"] for row in rows]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
+    return f"verdicts: {counts}; in full: landscape inspect {rows[0]['run']}"
 
 
 def _engine(row: dict) -> str:

@@ -173,7 +173,8 @@ def test_test_images_and_blocks_of_parameters_are_named():
 
 
 def test_a_block_is_measured_by_the_norm_of_its_own_parameters():
-    record = with_settings(measured(SADDLE, parameter_norms={"layer1.w": 3.0, "layer1.b": 4.0, "fc.w": 100.0}), params=["layer1.*"])
+    norms = {"layer1.w": 3.0, "layer1.b": 4.0, "fc.w": 100.0}
+    record = with_settings(measured(SADDLE, parameter_norms=norms), params=["layer1.*"])
     assert verdict.theta_norm(record) == 5.0
     assert verdict.theta_norm(with_settings(record)) == pytest.approx(np.sqrt(10025))
 

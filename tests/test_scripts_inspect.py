@@ -88,3 +88,21 @@ def test_quiet_prints_nothing(run, capsys):
 def test_a_study_folder_names_its_runs(run, capsys):
     assert main(["inspect", str(run.path.parent)]) == 2
     assert "is not a run folder: it holds 1 of them (run)" in capsys.readouterr().err
+
+
+def test_each_spectrum_ends_in_a_verdict_with_its_tolerances(run, capsys):
+    assert main(["inspect", str(run.path)]) == 0
+    text = capsys.readouterr().out
+    assert ("    |gradient| 0.01, |theta| 2 in 1 layers\n"
+            "    verdict: slope that bends down: |gradient| 0.01 > eps_g 0.0004, "
+            "lambda_min <= -0.5 <= -eps_H -0.04, verified in float64; a subset, 20 of 30 images") in text
+    assert "verdict: undecided: no eigenpairs were computed" in text
+    assert main(["inspect", str(run.path), "--eps-g", "0.02", "--eps_H", "0.1", "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)["curvatures"][1]
+    assert entry["verdict"]["sentence"].startswith("strict saddle at (eps_g 0.02, eps_H 0.1)")
+    assert entry["verdict"]["layer_norms"] == {"layer": 2.0}
+
+
+def test_a_tolerance_out_of_range_is_one_line(run, capsys):
+    assert main(["inspect", str(run.path), "--eps_g", "-1"]) == 2
+    assert capsys.readouterr().err == ("landscape inspect: error: eps_g=-1.0 is out of range: expected a finite number >= 0\n")
