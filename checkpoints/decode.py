@@ -16,7 +16,7 @@ import numpy as np
 
 from checkpoints.encode import SCHEMA_VERSION, link_name, names_of
 from checkpoints.errors import RecordError
-from checkpoints.fields import (ARRAYS, STORABLE_KINDS, check_shapes, checked_items, checked_scalar, declarations,
+from checkpoints.fields import (ARRAYS, STORABLE_KINDS, added_later, check_shapes, checked_items, checked_scalar, declarations,
                                 is_json, kinds, shape_of)
 from checkpoints.records import RECORDS
 
@@ -45,13 +45,18 @@ def get_record(group: h5py.Group, cls: type) -> Any:
     """Read a record of the given class."""
     if record_class(group) is not cls:
         raise RecordError(f"holds the record {group.attrs['record']}: expected {cls.__name__}")
-    datasets = {name: _dataset(group, name) for name, kind in kinds(cls).items() if kind is np.ndarray}
+    expected = {name: kind for name, kind in kinds(cls).items() if name not in added_later(cls) or _is_there(group, name)}
+    datasets = {name: _dataset(group, name) for name, kind in expected.items() if kind is np.ndarray}
     for name, dataset in datasets.items():
         _check_declaration(dataset, *declarations(cls).get(name, ((), "1")))
-    values = {name: _value(group, name, kind) for name, kind in kinds(cls).items() if name not in datasets}
-    sized = datasets | values
+    values = {name: _value(group, name, kind) for name, kind in expected.items() if name not in datasets}
+    sized = added_later(cls) | datasets | values
     check_shapes(cls, {name: shape_of(sized[name]) for name in declarations(cls)})
     return cls(**values, **{name: _read(dataset) for name, dataset in datasets.items()})
+
+
+def _is_there(group: h5py.Group, name: str) -> bool:
+    return name in group.attrs or names_of(name) in group.attrs or name in group
 
 
 def get_text(group: h5py.Group, name: str) -> str:

@@ -37,6 +37,27 @@ def declarations(cls: type) -> dict[str, tuple[tuple[str, ...], str]]:
             for field in dataclasses.fields(cls) if "dims" in field.metadata}
 
 
+@functools.cache
+def added_later(cls: type) -> dict[str, Any]:
+    """Return the fields that older records lack, those with a default, and what they are then read with, in normal form."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if default is not dataclasses.MISSING:
+            found[field.name] = _normal(f"{cls.__name__}.{field.name}", kinds(cls)[field.name], default)
+    return found
+
+
+def told(record: Any) -> dict[str, Any]:
+    """Return what a record says, in normal form: without provenance, and without what an older one would be read with.
+
+    So a record keeps its hash when its class gains a field.
+    """
+    values, later = normal_form(record), added_later(type(record))
+    return {name: value for name, value in values.items()
+            if name != "provenance" and not (name in later and np.array_equal(value, later[name]))}
+
+
 def is_json(kind: Any) -> bool:
     """Tell whether a field of this type is kept as JSON text: tuples and dictionaries, but not of arrays."""
     return typing.get_origin(kind) in (tuple, dict) and kind != ARRAYS
@@ -63,7 +84,8 @@ def check_shapes(cls: type, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that arrays have their declared dimensions and agree on the size of each.
 
     Two ways of leaving something out are allowed: an array may drop its last dimension where another one shows that its
-    size is 0 (a surface on a line), and a leading size 0 in two or more dimensions (vectors not kept) binds nothing.
+    size is 0 (a surface on a line), and a leading size 0 in two or more dimensions (vectors not kept, a field that older
+    records lack) binds nothing where the other sizes are 0 too.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for name, (dims, _) in sorted(declarations(cls).items(), key=lambda item: len(item[1][0])):
@@ -72,8 +94,8 @@ def check_shapes(cls: type, shapes: dict[str, tuple[int, ...]]) -> None:
             dims = dims[:-1]
         if len(shape) != len(dims):
             raise RecordError(f"{cls.__name__}.{name} has shape {shape}: expected dimensions {', '.join(dims)}")
-        left_out = len(shape) > 1 and shape[0] == 0
-        for dim, size in list(zip(dims, shape))[1 if left_out else 0:]:
+        left_out = 0 if len(shape) < 2 or shape[0] else len(shape) if not any(shape) else 1
+        for dim, size in list(zip(dims, shape))[left_out:]:
             known, origin = sizes.setdefault(dim, (size, name))
             if size != known:
                 raise RecordError(f"{cls.__name__}.{name} has shape {shape}: expected {dim}={known} as in {origin}")

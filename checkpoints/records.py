@@ -2,7 +2,8 @@
 
 A record is data only. `checkpoints.schema` writes any of them to HDF5 and reads it back; every analysis returns them and
 every figure is drawn from them. Epochs count from 0; a record at epoch e describes the weights *after* e epochs. Losses
-are in nats per sample, eigenvalues in nats per squared parameter unit.
+are in nats per sample, eigenvalues in nats per squared parameter unit. A field with a default was added later: records
+stored before are read with it.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +16,13 @@ from checkpoints.errors import RecordError
 LAMBDA = "nats / parameter^2"
 
 
-def array(*dims: str, units: str = "1"):
-    """Declare an array field: the names of its dimensions and the unit of its values, both stored with the array."""
-    return field(metadata={"dims": dims, "units": units})
+def array(*dims: str, units: str = "1", absent: bool = False):
+    """Declare an array field: the names of its dimensions and the unit of its values, both stored with the array.
+
+    absent: whether records stored before the field existed lack it; they are read with an array of no entries.
+    """
+    default = {"default_factory": lambda: np.zeros((0,) * len(dims))} if absent else {}
+    return field(metadata={"dims": dims, "units": units}, **default)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +101,17 @@ class Curvature:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Loss and accuracy of every group on a line (B = 0) or plane through a checkpoint, from one sweep."""
+    """Loss and accuracy of every group on a line (B = 0) or plane through a checkpoint, from one sweep.
+
+    A point has the parameters theta0 + alpha d1 + beta d2, theta0 those of the checkpoint. Predicted at alpha on a line:
+    derivatives[0] + alpha derivatives[1] + alpha^2 / 2 derivatives[2] of a group and direction (analysis.slices).
+    Points are other checkpoints, by name ("epoch 10" of this run, "RUN epoch 10" of another): their least-squares
+    coordinates, and how far off the line or plane they lie.
+    """
 
     name: str
     epoch: int
-    groups: tuple[str, ...]                                          # G names
+    groups: tuple[str, ...]                                          # G names: all, head, tail, ..., then class:0 ...
     num_samples: np.ndarray = array("group")                         # (G,)
     alpha: np.ndarray = array("alpha")                               # (A,) true coordinates along the first direction
     beta: np.ndarray = array("beta")                                 # (B,) along the second; empty for a line
@@ -112,6 +123,13 @@ class Surface:
     coordinate_units: str                                            # "filter norms" | "parameter units"
     directions_hash: str
     provenance: dict[str, Any]
+    batchnorm: str = "fixed"                                         # the statistics at each point: fixed | recalibrated | batch
+    precision: str = "float32"                                       # of the forward passes: float32 | float64 | bfloat16
+    derivatives: np.ndarray = array("order", "group", "direction", units="nats / sample", absent=True)  # (3, G, 1 or 2)
+    point_names: tuple[str, ...] = ()                                # (P,)
+    point_coordinates: np.ndarray = array("point", "direction", absent=True)    # (P, 1 or 2) in coordinate_units
+    point_distances: np.ndarray = array("point", absent=True)        # (P,) off the line or plane, in parameter units
+    about: dict[str, Any] = field(default_factory=dict)              # distance, barrier, variance explained, rounding measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from checkpoints.atomic import write_bytes
 from checkpoints.decode import get_record, record_class
 from checkpoints.encode import SCHEMA_VERSION, put_record
 from checkpoints.errors import RecordError
-from checkpoints.fields import JsonText, normal_form
+from checkpoints.fields import JsonText, told
 from checkpoints.records import RECORDS
 from checkpoints.seal import SEAL_BYTES, check_seal, seal
 
@@ -86,4 +86,4 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(struct.pack("<cd", b"f", value))
     else:
         _feed(digest, type(value).__name__)
-        _feed(digest, {name: item for name, item in normal_form(value).items() if name != "provenance"})
+        _feed(digest, told(value))

@@ -46,14 +46,21 @@ def curvature(epoch: int = 2, group: str = "tail", **changes) -> Curvature:
     return Curvature(**fields | changes)
 
 
-def surface(name: str = "plane", beta: int = 2) -> Surface:
+def surface(name: str = "plane", beta: int = 2, **changes) -> Surface:
     shape = (2, 3, beta) if beta else (2, 3)
     loss = np.arange(np.prod(shape), dtype=float).reshape(shape)
     loss.flat[0] = np.inf
     directions = np.ones((2 if beta else 1, 40), np.float32)
     return Surface(name, 2, ("head", "tail"), np.array([30, 20]), np.linspace(-1, 1, 3), np.linspace(-1, 1, beta), loss,
                    loss / 100, directions, ("random filter", "tail lambda_min")[:len(directions)],
-                   np.full(len(directions), np.nan), "filter norms", "hash", {})
+                   np.full(len(directions), np.nan), "filter norms", "hash", {}, **changes)
+
+
+def surface_with_points(name: str = "through-checkpoints") -> Surface:
+    """A surface with everything that was added to the record since."""
+    return surface(name, batchnorm="recalibrated", precision="bfloat16", derivatives=np.arange(12.0).reshape(3, 2, 2),
+                   point_names=("epoch 0", "epoch 2"), point_coordinates=np.array([[0.5, np.nan], [0.0, 0.0]]),
+                   point_distances=np.array([0.25, 0.0]), about={"distance": 3.0})
 
 
 def measurement(name: str = "alignment", epoch: int = 2, **changes) -> Measurement:
@@ -67,5 +74,5 @@ def measurement(name: str = "alignment", epoch: int = 2, **changes) -> Measureme
 
 SAMPLES = {
     "estimate": estimate, "checkpoint": checkpoint, "spectrum": spectrum, "eigenpairs": eigenpairs,
-    "curvature": curvature, "surface": surface, "measurement": measurement,
+    "curvature": curvature, "surface": surface, "surface_with_points": surface_with_points, "measurement": measurement,
 }

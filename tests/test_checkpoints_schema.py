@@ -4,7 +4,8 @@ import struct
 import h5py
 import numpy as np
 import pytest
-from sample_records import SAMPLES, checkpoint, curvature, eigenpairs, estimate, measurement, spectrum, surface
+from sample_records import (SAMPLES, checkpoint, curvature, eigenpairs, estimate, measurement, spectrum, surface,
+                            surface_with_points)
 
 from checkpoints.encode import put_record
 from checkpoints.records import Checkpoint, Estimate
@@ -117,6 +118,34 @@ def test_content_hash_leaves_provenance_out():
 def test_content_hash_is_the_same_before_and_after_storing(tmp_path):
     for make in SAMPLES.values():
         assert content_hash(stored(tmp_path, make())) == content_hash(make())
+
+
+def stored_before(tmp_path, record, *fields):
+    """Write a record as it was before it had some fields."""
+    def forget(file):
+        for name in fields:
+            del (file if name in file else file.attrs)[name]
+    return unsealed(tmp_path, record, forget)
+
+
+def test_a_record_from_before_a_field_existed_is_read_and_keeps_its_hash(tmp_path):
+    added = ("batchnorm", "precision", "derivatives", "point_names", "point_coordinates", "point_distances", "about")
+    path = stored_before(tmp_path, surface(), *added)
+    assert same(read_record(path), surface()) and content_hash(read_record(path)) == content_hash(surface())
+    # The SHA-256 of this record before it had them.
+    assert content_hash(surface()) == "f3f71de7e0dc94d29bca9da464d97cb0c0c7fc2048e01dddfe5720a23b49d48e"
+
+
+def test_what_was_added_to_a_record_is_part_of_its_hash():
+    whole = surface_with_points()
+    plain = {"batchnorm": "fixed", "precision": "float32", "derivatives": np.zeros((0, 0, 0)), "about": {}}
+    hashes = {content_hash(dataclasses.replace(whole, **{name: value})) for name, value in plain.items()}
+    assert len(hashes | {content_hash(whole)}) == len(plain) + 1
+
+
+def test_a_field_that_every_record_has_is_missed(tmp_path):
+    with pytest.raises(RecordError, match="/alpha is absent"):
+        read_record(stored_before(tmp_path, surface(), "alpha"))
 
 
 @pytest.mark.parametrize("changes", [
