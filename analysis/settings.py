@@ -110,6 +110,32 @@ class SurfaceSettings:
             raise InputError(f"span={self.span} is out of range: expected a number > 0, in units of the direction")
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What the measures of analysis.measures share; each names the settings that decide its record."""
+
+    groups: tuple[str, ...] = ("head", "tail")  # whose gradients, eigenvectors and images
+    num_pairs: int | None = None    # most negative eigenvectors of each group; None: all that are stored
+    batches: int = 10               # mini-batches, or draws of noise
+    max_samples: int | None = None  # images of a group, drawn with `seed`; None: all of them
+    batch_size: int = 128           # images evaluated at once
+    split: str = "train"            # train: un-augmented training images; test
+    rho: float | None = None        # radius of every ascent, in parameter units; None: the run's own
+    dtype: str = "float32"          # of gradients
+    seed: int = 0                   # of subsets, mini-batches and noise
+
+    def __post_init__(self):
+        _positive(self, "batches", "batch_size")
+        _positive(self, *(name for name in ("num_pairs", "max_samples") if getattr(self, name) is not None))
+        _not_negative(self, "seed")
+        _among(self, split=SPLITS, dtype=DTYPES)
+        if self.rho is not None and not (isinstance(self.rho, (int, float)) and isfinite(self.rho) and self.rho > 0):
+            raise InputError(f"rho={self.rho} is out of range: expected a radius > 0, in parameter units")
+        if isinstance(self.groups, str) or not self.groups:
+            raise InputError(f"groups={self.groups!r} is out of range: expected names of class groups, such as head, tail")
+        object.__setattr__(self, "groups", tuple(dict.fromkeys(self.groups)))
+
+
 def stored_group(group: str, settings: SpectrumSettings) -> str:
     """Return the group under which a spectrum is stored: "tail", "tail@layer1" for parameters layer1.*, "tail@gauss_newton".
 

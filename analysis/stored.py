@@ -17,7 +17,7 @@ from checkpoints.store import RunStore
 from landscape.distributed import is_main
 
 Record = TypeVar("Record")
-WEIGHTS_AND_DATA = ("checkpoint", "data", "classes")    # the inputs without whose like a record is stale
+STALE_WITHOUT = ("checkpoint", "data", "classes", "spectra")    # inputs (where it has them) without whose like a record is stale
 
 
 class OtherRecord(RecordError):
@@ -63,7 +63,7 @@ def known(store: RunStore, kind: str, inputs: dict[str, Any], *, defaults: Mappi
     stored = stored | {"settings": {**json.loads(json.dumps(dict(defaults or {}))), **stored.get("settings", {})}}
     if stored == inputs:
         return record
-    if all(stored.get(key) == inputs[key] for key in WEIGHTS_AND_DATA):
+    if all(stored.get(key) == inputs.get(key) for key in STALE_WITHOUT):
         raise OtherRecord(f"{store.path} holds another {called(kind, **keys)}: {_difference(stored, inputs)}")
     return None
 

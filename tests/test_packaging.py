@@ -24,14 +24,18 @@ LADDER = {
     "analysis.stored": ("analysis", "landscape", "checkpoints"),
     "analysis.stored_surface": ("analysis", "landscape", "checkpoints"),
     "analysis.subject": ("analysis", "landscape", "checkpoints"),
+    "analysis.case": ("analysis", "landscape", "checkpoints"),
+    "analysis.measures": ("analysis", "landscape", "checkpoints"),
     "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
     "analysis.verdict": ("checkpoints.records", "checkpoints.exactness", "landscape.errors"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
-    "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "checkpoints"),
+    "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "checkpoints",
+                "landscape.family"),
     "scripts": PACKAGES,
 }
-OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject")
-TORCH_FREE = ("checkpoints", "figures", "analysis.quadrature", "analysis.summary", "analysis.verdict")
+OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
+                "analysis.measures")
+TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict")
 
 
 def module_name(path: Path) -> str:

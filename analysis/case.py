@@ -1,0 +1,81 @@
+"""One run at one checkpoint, as measures see it: its network and loss, the images of its groups, its stored spectra.
+
+    case = Case(store, open_subject, epoch=60, settings=MeasureSettings())
+    case.subject                        the run's data and model with the checkpoint's weights, opened when first asked for
+    case.images("tail")                 the group's images in batches, and how many the split holds
+    case.spectrum("tail")               its stored Curvature with eigenvectors; RecordError naming what makes it
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from analysis.settings import MeasureSettings, SpectrumSettings
+from analysis.subject import Batches, Subject, group_batches
+from checkpoints.errors import RecordError
+from checkpoints.exactness import inexact
+from checkpoints.records import Curvature
+from checkpoints.schema import content_hash
+from checkpoints.store import RunStore
+
+
+@dataclass
+class Case:
+    """What a measure is a function of. `progress(n)` is told of n image gradients done (one forward and backward each)."""
+
+    store: RunStore
+    open_subject: Callable[[], Subject]
+    epoch: int
+    settings: MeasureSettings
+    progress: Callable[[int], None] = field(default=lambda count: None)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The run's data, groups and model, with the weights of this checkpoint."""
+        subject = self.open_subject()
+        subject.load(self.epoch)
+        return subject
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is computed, for a record's provenance."""
+        device = str(self.subject.device) if "subject" in self.__dict__ else "cpu"
+        return {"device": device, "threads": torch.get_num_threads()}
+
+    def images(self, group: str) -> tuple[Batches, int]:
+        """Return a group's images (a subset with `max_samples`) in batches, and how many the split holds of it."""
+        return group_batches(self.subject, group, self.settings)
+
+    def spectrum(self, group: str) -> Curvature:
+        """Return the stored curvature of a group with its eigenvectors, of these very weights."""
+        return self._spectra[group] if group in self._spectra else self._spectra.setdefault(group, self._read(group))
+
+    def spectrum_settings(self, group: str) -> SpectrumSettings:
+        """Return the settings of a group's stored spectrum: which images, which loss."""
+        return SpectrumSettings(**self.spectrum(group).provenance["inputs"]["settings"])
+
+    def spectrum_hash(self, group: str) -> str:
+        """Return the hash of a group's stored curvature."""
+        return content_hash(self.spectrum(group))
+
+    @cached_property
+    def _spectra(self) -> dict[str, Curvature]:
+        return {}
+
+    def _read(self, group: str) -> Curvature:
+        self.subject.groups.select(group)
+        make = f"landscape spectrum {self.store.path} --epoch {self.epoch} --group {group}"
+        if not self.store.has("curvature", epoch=self.epoch, group=group):
+            raise RecordError(f"{self.store.path}: no spectrum of group {group} at epoch {self.epoch}; make it with: {make}")
+        record = self.store.read("curvature", epoch=self.epoch, group=group)
+        called = f"{self.store.path}: the spectrum of group {group} at epoch {self.epoch}"
+        if record.provenance.get("inputs", {}).get("checkpoint") != self.subject.checkpoint_hash:
+            raise RecordError(f"{called} belongs to other weights; make it anew with: {make}")
+        if not len(record.eigenpairs.vectors):
+            raise RecordError(f"{called} holds no eigenvectors; make it anew with: {make} --overwrite")
+        if word := inexact(record):
+            raise RecordError(f"{called} is {word}, its eigenvectors are none; make it anew with: {make} --overwrite")
+        return record
