@@ -1,12 +1,12 @@
 """Several runs read together: pooled over seeds by optimizer, refused where they are not comparable.
 
 Runs may share a figure or a table only if they saw the same data, split into the same groups. Runs of one optimizer
-must agree in everything but the seed, or their mean would mean nothing. A record that is absent is an error naming the
-command that makes it: nothing is drawn from part of the evidence. A run is a `RunStore`, or anything with its `path`,
-`config`, `metrics()` and `records(kind)`.
+must agree in everything but the seed, or their mean would mean nothing; settings named in `vary` make pools of their own
+instead, called "sam rho=0.1". A record that is absent is an error naming the command that makes it: nothing is drawn from
+part of the evidence. A run is a `RunStore`, or anything with its `path`, `config`, `metrics()`, `records(kind)` and `read`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -15,14 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from checkpoints.alike import check_same_object, check_same_view, classes_of, hessian_of
 from checkpoints.errors import RecordError
-from checkpoints.exactness import inexact, supported
+from checkpoints.exactness import supported
 from checkpoints.records import Curvature, Measurement, Surface
+from checkpoints.variants import LOSS, check_vary, variants
+
+__all__ = ["Comparison", "Member", "check_same_object", "check_same_view", "classes_of", "compare"]
 
 ORDER = ("sgd", "sam", "imbsam", "ssesam")   # as the papers list them; other optimizers follow in the order given
 SHARED = ("dataset", "imb_factor", "profile", "subset", "data_seed", "eta", "many", "few", "arch", "loss",
           "loss_options", "drw_epoch")
-NO_MATTER = ("seed", "device", "threads", "checkpoint_epochs", "eval_every")   # what leaves the trained weights alone
+NO_MATTER = ("seed", "device", "threads", "workers", "checkpoint_epochs", "eval_every", "recipe", "selection",
+             "flip_average")   # what leaves the trained weights alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +99,10 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs by optimizer, each optimizer's runs in the order of their seeds."""
+    """Runs by optimizer, each optimizer's runs in the order of their seeds; with `vary`, by optimizer and setting."""
 
     members: dict[str, tuple[Member, ...]]
+    vary: tuple[str, ...] = ()      # settings that tell pools of one optimizer apart
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -113,8 +119,15 @@ class Comparison:
 
     @property
     def num_seeds(self) -> int:
-        """The smallest number of seeds behind an optimizer."""
-        return min(len(members) for members in self.members.values())
+        """The largest number of seeds behind an optimizer: with one there is no interval over seeds."""
+        return max(len(members) for members in self.members.values())
+
+    def seeds_in_words(self, named: Callable[[str], str] = str) -> str:
+        """Return how many seeds stand behind the optimizers: of each, called as `named` says, where they differ."""
+        counts = {name: len(members) for name, members in self.members.items()}
+        if len(set(counts.values())) == 1:
+            return "one seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds"
+        return "seeds: " + ", ".join(f"{count} of {named(name)}" for name, count in counts.items())
 
     def absent(self, group: str) -> bool:
         """Return whether the runs were evaluated and no class of the data falls into `group`."""
@@ -131,7 +144,9 @@ class Comparison:
 
     def curvatures(self, opt: str, epoch: int, group: str) -> list[Curvature]:
         """Return one record a seed, each of the same kind of Hessian."""
-        return [member.curvature(epoch, group) for member in self.members[opt]]
+        found = [member.curvature(epoch, group) for member in self.members[opt]]
+        self._refuse_other_losses(found)
+        return found
 
     def curvature_epochs(self, opt: str, groups: Sequence[str]) -> list[int]:
         """Return the epochs at which any run of `opt` holds a spectrum of any of `groups`; the others must follow."""
@@ -167,57 +182,36 @@ class Comparison:
                               f"make it with: landscape surface {firsts[0].name} --dims {dimensions}")
         return names
 
+    def _refuse_other_losses(self, records: Sequence[Curvature]) -> None:
+        """Hessians of the training loss are of one function only where all runs were trained with one loss."""
+        of_training = any(hessian_of(record)["loss"] == "training" for record in records)
+        if of_training and len({repr([member.config.get(key) for key in LOSS]) for member in self.everyone}) > 1:
+            raise RecordError("loss=training: Hessians of different training losses cannot share a figure or table; compute the "
+                              "spectra of cross-entropy, without --loss training")
+
     @staticmethod
     def _epochs_of(member: Member, groups: Sequence[str]) -> list[int]:
         epochs = {epoch for epoch, _ in member.curvatures}
         return [epoch for epoch in epochs if all((epoch, group) in member.curvatures for group in groups)]
 
 
-def classes_of(group: str) -> str:
-    """Return the class group of a spectrum: "tail" of "tail@layer1", a block of parameters."""
-    return group.partition("@")[0]
+def compare(runs: Iterable[Any], vary: str | Sequence[str] = ()) -> Comparison:
+    """Pool runs by optimizer; refuse other data or groups, and other differences within one optimizer.
 
-
-def compare(runs: Iterable[Any]) -> Comparison:
-    """Pool runs by optimizer; refuse other data or groups, and other differences within one optimizer."""
-    everyone = [Member(run) for run in runs]
+    vary: settings that runs may differ in, such as "rho": each value makes a pool. Members of an earlier comparison may be given
+    for runs; what they have read is not read again.
+    """
+    everyone = [run if isinstance(run, Member) else Member(run) for run in runs]
     if not everyone:
         raise RecordError("RUN is missing: expected at least one run folder")
+    vary = check_vary((vary,) if isinstance(vary, str) else vary, everyone)
     for member in everyone[1:]:
-        _refuse_difference(everyone[0], member, SHARED, "cannot share a figure or table")
+        _refuse_difference(everyone[0], member, [key for key in SHARED if key not in vary], "cannot share a figure or table")
     opts = dict.fromkeys(member.config["opt"] for member in everyone)
     order = sorted(opts, key=lambda opt: ORDER.index(opt) if opt in ORDER else len(ORDER))
-    pools = {opt: [member for member in everyone if member.config["opt"] == opt] for opt in order}
-    return Comparison({opt: _pool(members) for opt, members in pools.items()})
-
-
-def check_same_object(records: Sequence[Curvature]) -> None:
-    """Refuse curvatures of one group that describe different Hessians: other data, split, loss or number of images.
-
-    Those of inexact products are refused beside exact ones, whatever their groups.
-    """
-    if len({inexact(record) for record in records}) > 1:
-        odd = next(record for record in records if inexact(record))
-        raise RecordError(f"the spectrum of {odd.group} at epoch {odd.epoch} is {inexact(odd)}, others are exact: they cannot "
-                          "share a figure or table; compute it again with: landscape spectrum RUN --overwrite"
-                          f" --epoch {odd.epoch} --group {classes_of(odd.group)}")
-    for group in dict.fromkeys(record.group for record in records):
-        kinds = [_object(record) for record in records if record.group == group]
-        for kind in kinds[1:]:
-            for key, value in kind.items():
-                if value != kinds[0][key]:
-                    raise RecordError(f"{key}={value} and {key}={kinds[0][key]}: spectra of group {group} of different "
-                                      "Hessians cannot share a figure or table; choose runs computed alike")
-
-
-def check_same_view(surfaces: Iterable[Surface]) -> None:
-    """Refuse surfaces side by side that differ in epoch, kind of directions or units of their coordinates."""
-    first, *others = surfaces
-    for other in others:
-        for (key, ours), theirs in zip(_view(first).items(), _view(other).values()):
-            if ours != theirs:
-                raise RecordError(f"{key}={theirs} and {key}={ours}: surfaces {first.name!r} of different runs "
-                                  "cannot share a figure; compute them alike")
+    pools = {name: members for opt in order
+             for name, members in variants(opt, [member for member in everyone if member.config["opt"] == opt], vary).items()}
+    return Comparison({name: _pool(members) for name, members in pools.items()}, vary)
 
 
 def _pool(members: list[Member]) -> tuple[Member, ...]:
@@ -236,21 +230,6 @@ def _refuse_difference(first: Member, other: Member, keys: Iterable[str], conseq
         if ours != theirs:
             raise RecordError(f"{key}={theirs} and {key}={ours}: {other.name} and {first.name} {consequence}; "
                               f"choose runs that agree in {key}")
-
-
-def _object(record: Curvature) -> dict[str, Any]:
-    """Return what decides which Hessian a curvature is of, beside the weights; absent keys are None."""
-    inputs = record.provenance.get("inputs", {})
-    settings = inputs.get("settings", {})
-    return {"data": inputs.get("data"), "classes": inputs.get("classes"), "split": settings.get("split"),
-            "loss": settings.get("loss"), "operator": settings.get("operator", "hessian"), "params": settings.get("params"),
-            "num_samples": record.num_samples}   # extremes of subsets are biased outward, so n must agree
-
-
-def _view(surface: Surface) -> dict[str, Any]:
-    return {"epoch": surface.epoch, "direction_names": surface.direction_names,
-            "num_samples": surface.num_samples.tolist(),
-            "coordinate_units": surface.coordinate_units, "data": surface.provenance.get("inputs", {}).get("data")}
 
 
 def _without_vectors(record: Curvature) -> Curvature:

@@ -139,3 +139,54 @@ def test_a_measurement_is_found_by_name_and_epoch_and_an_absent_one_names_its_co
     with pytest.raises(RecordError, match="runs/sgd-0: no measurement of toy at epoch 60; make it with: "
                                           "landscape measure toy runs/sgd-0 --epoch 60"):
         member.measurement("toy", 60)
+
+
+def test_settings_that_vary_make_pools_of_their_own_in_the_order_of_their_values():
+    runs = [fake_run("sam", seed, rho=rho, **FEW) for rho in (0.2, 0.05) for seed in (0, 1)] + [fake_run("sgd", **FEW)]
+    pooled = compare(runs, vary="rho")
+    assert pooled.optimizers == ("sgd", "sam rho=0.05", "sam rho=0.2") and pooled.vary == ("rho",)
+    assert [member.config["rho"] for member in pooled.members["sam rho=0.2"]] == [0.2, 0.2]
+    with pytest.raises(RecordError, match="rho=0.05 and rho=0.2: .* choose runs that agree in rho"):
+        compare(runs)
+    with pytest.raises(RecordError, match="rho=0.2"):
+        compare(runs, vary="lr")
+
+
+def test_a_setting_in_which_runs_agree_names_no_pool():
+    assert compare([fake_run("sam", rho=0.1, **FEW)], vary=("rho", "loss")).optimizers == ("sam",)
+
+
+def test_losses_may_vary_side_by_side():
+    runs = [fake_run("sgd", **FEW), fake_run("sgd", loss="LDAM", drw_epoch=40, **FEW)]
+    assert compare(runs, vary=("loss", "drw_epoch")).optimizers == ("sgd loss=CE,drw_epoch=None", "sgd loss=LDAM,drw_epoch=40")
+    mixed = compare(runs, vary=("loss", "drw_epoch"))
+    assert len(mixed.curvatures("sgd loss=LDAM,drw_epoch=40", 60, "tail")) == 1
+    for run in runs:
+        run.kept = [replace(record, provenance={"inputs": {"settings": {"loss": "training"}}})
+                    for record in run.records("curvature")]
+    with pytest.raises(RecordError, match="Hessians of different training losses"):
+        compare(runs, vary=("loss", "drw_epoch")).curvatures("sgd loss=CE,drw_epoch=None", 60, "tail")
+
+
+@pytest.mark.parametrize("vary, message", [("rhoo", "did you mean rho"), ("eta", "other data, groups or names"),
+                                           ("seed", "vary=seed is out of range")])
+def test_what_cannot_vary_is_refused(vary, message):
+    with pytest.raises(RecordError, match=message):
+        compare([fake_run("sam", rho=0.1, **FEW)], vary=vary)
+
+
+def test_labels_of_one_training_do_not_part_its_seeds():
+    runs = [fake_run("sgd", 0, selection="last", recipe=None, **FEW), fake_run("sgd", 1, selection="test_best", **FEW)]
+    assert compare(runs).num_seeds == 2
+
+
+def test_members_read_once_serve_several_comparisons():
+    first = compare([fake_run("sgd", **FEW)])
+    assert compare(first.everyone).everyone[0] is first.everyone[0]
+
+
+def test_unequal_numbers_of_seeds_are_told_one_by_one():
+    assert compare(fake_runs(("sgd", "sam"), (0, 1), **FEW)).seeds_in_words() == "2 seeds"
+    assert compare([fake_run("sgd", **FEW)]).seeds_in_words() == "one seed"
+    runs = compare([*fake_runs(("sgd",), (0, 1), **FEW), fake_run("sam", **FEW)])
+    assert runs.seeds_in_words(str.upper) == "seeds: 2 of SGD, 1 of SAM" and runs.num_seeds == 2
