@@ -26,6 +26,7 @@ from checkpoints.comparison import Comparison, classes_of
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
+from landscape.family import FAMILY
 
 WIDTHS = {"one": 3.25, "two": 6.75}   # inches: columns of a two-column page
 PANEL = 1.5        # inches: the narrowest panel that a page is divided into
@@ -47,12 +48,6 @@ class Look:
     marker: str
 
 
-OPTIMIZERS = {
-    "sgd": Look("SGD", "#000000", "o"),
-    "sam": Look("SAM", "#0072B2", "s"),
-    "imbsam": Look("ImbSAM", "#E69F00", "^"),
-    "ssesam": Look("SSE-SAM", "#009E73", "D"),
-}
 SPARE_COLORS = ("#CC79A7", "#56B4E9", "#D55E00")   # of the same palette, for optimizers not named above
 GROUP_LINES = {"head": "--", "tail": "-", "all": ":", "many": "--", "medium": "-.", "few": "-"}
 BLOCK_LINE = (0, (3, 1, 1, 1, 1, 1))
@@ -88,7 +83,8 @@ def context(rc: Mapping[str, Any] | None = None, width: str = "two") -> Iterator
 def look(opt: str) -> Look:
     """Return how `opt` is drawn; an optimizer without an entry gets its name in capitals and a spare color."""
     spare = SPARE_COLORS[sum(opt.encode()) % len(SPARE_COLORS)]
-    return OPTIMIZERS.get(opt, Look(opt.upper(), spare, "v"))
+    row = FAMILY.get(opt)
+    return Look(row.name, row.color or spare, row.marker) if row else Look(opt.rpartition(":")[2].upper(), spare, "v")
 
 
 def group_line(group: str) -> str:

@@ -28,6 +28,12 @@ def call_named(target: str, arguments: Mapping[str, Any], offered: Mapping[str, 
         return found(**given)
 
 
+def find_named(target: str) -> Callable:
+    """Return what "module:callable" names, not called; one that does not resolve is an InputError."""
+    with _working_folder_importable():
+        return _resolve(target)
+
+
 def import_named(module: str, target: str, remedy: str) -> Any:
     """Import a module on behalf of `target`; InputError with the remedy where it cannot be."""
     try:

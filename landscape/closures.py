@@ -8,7 +8,7 @@ from torch import Tensor
 from landscape.distributed import Processes
 from landscape.errors import InputError
 
-Masks = Mapping[str, Tensor]                  # group name -> bool (B,)
+Masks = Mapping[str, Tensor]                  # group name -> bool (B,); "labels" -> classes (B,), for who splits by class
 Closure = Callable[[], tuple[Tensor, Masks]]  # -> per-sample losses (B,) and the groups' masks
 
 

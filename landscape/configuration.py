@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from landscape.ascent import RESTORES
+from landscape.building import FLAGS, checked_options, hyperparameters
 from landscape.data import DEFAULT_IMB_FACTORS, LongTailData
 from landscape.data.imagefiles import BROKEN_IMAGES
 from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
+from landscape.family import FAMILY, method
 from landscape.losses import LOSSES, loss_name, loss_options
-from landscape.optimizers import BATCHNORM, FORMS, GAMMA_RULES, WEIGHTINGS
+from landscape.optimizers import BATCHNORM, GAMMA_RULES, WEIGHTINGS
 from landscape.precision import PRECISIONS
 from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES
@@ -71,13 +73,16 @@ class TrainConfig:
         "timm:NAME, torchvision:NAME or module:callable; default: digitnet for digits, mlp for "
         "synthetic, torchvision:resnet50 for imagenet-lt and inaturalist18, else resnet32",
     )
-    loss: str = setting("CE", "training loss; VA, the SSE-SAM README's word, is LA", choices=tuple(LOSSES))
+    loss: str = setting(
+        "CE", f"training loss: {', '.join(LOSSES)}, or module:callable; VA, the SSE-SAM README's word, is LA"
+    )
     loss_options: dict[str, Any] = setting({}, "options of the loss by name, such as tau=0.75", kind=dict)
     drw_epoch: int | None = setting(
         None, "epoch from which classes are re-weighted (DRW); default: never", kind=int, low=0
     )
     drw_beta: float = setting(0.9999, "beta of DRW", kind=float, low=0, high=1, open_end=True)
-    opt: str = setting("sgd", "optimizer", choices=tuple(FORMS))
+    opt: str = setting("sgd", f"optimizer: {', '.join(FAMILY)}, or module:callable")
+    opt_options: dict[str, Any] = setting({}, "hyperparameters of the optimizer by name, such as scaling=asam", kind=dict)
     eta: float | None = setting(
         None, "tail classes have fewer training images than this; default: 20", kind=float, low=0
     )
@@ -170,6 +175,7 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "loss", loss_name(self.loss))
+        _sort_options(self)
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
@@ -221,6 +227,24 @@ class TrainConfig:
         if isinstance(self.checkpoint_epochs, str):
             return frozenset({*range(0, self.epochs + 1, int(self.checkpoint_epochs.partition(":")[2])), self.epochs})
         return frozenset({*self.checkpoint_epochs, self.epochs})
+
+
+def _sort_options(config: TrainConfig) -> None:
+    """Check the optimizer's options, and move those that have a flag of their own there: one place for each value."""
+    method(config.opt)
+    if not isinstance(config.opt_options, Mapping):
+        return
+    options, known, own = dict(config.opt_options), hyperparameters(config.opt), {f.name: f.default for f in fields(config)}
+    for name in FLAGS:
+        if name in known and known[name] != own[name]:
+            raise InputError(f"opt={config.opt!r} gives {name} the default {known[name]}, and --{name} is {own[name]} by "
+                             "default: let them agree, or call it otherwise")
+        if name in known and name in options:
+            value = options.pop(name)
+            if getattr(config, name) not in (own[name], value):
+                raise InputError(f"{name} is {getattr(config, name)} by its flag and {value} in opt_options: give it once")
+            object.__setattr__(config, name, value)
+    object.__setattr__(config, "opt_options", checked_options(config.opt, options))
 
 
 def _check_together(config: TrainConfig) -> None:

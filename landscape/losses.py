@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landscape.callables import find_named
 from landscape.errors import InputError
 
 
@@ -92,7 +93,8 @@ def _prior_shift(counts: Tensor, tau: float) -> Tensor:
     return tau * (counts / counts.sum()).log()
 
 
-LOSSES: dict[str, Callable[..., AdjustedCrossEntropy]] = {
+# name -> builder(class_counts, *, options with defaults): a new loss is one row.
+LOSSES: dict[str, Callable[..., nn.Module]] = {
     "CE": cross_entropy,
     "LDAM": ldam,
     "LA": logit_adjustment,
@@ -101,17 +103,30 @@ LOSSES: dict[str, Callable[..., AdjustedCrossEntropy]] = {
 ALIASES = {"VA": "LA"}  # the SSE-SAM README's spelling
 
 
+def register_loss(name: str, builder: Callable[..., nn.Module]) -> None:
+    """Add builder(class_counts, *, option=default, ...) -> loss(logits (B, C), targets (B,)) -> (B,) to LOSSES."""
+    if name in LOSSES or name in ALIASES:
+        raise InputError(f"loss={name!r} is taken: choose another name")
+    LOSSES[name] = builder
+
+
 def loss_name(name: str) -> str:
     """Return the name under which LOSSES knows a loss; an unknown one is an error naming the choices."""
     name = ALIASES.get(name, name)
-    if name not in LOSSES:
-        raise InputError(f"loss={name!r} is unknown: expected one of {', '.join(LOSSES)}")
+    if name not in LOSSES and ":" not in str(name):
+        raise InputError(f"loss={name!r} is unknown: expected one of {', '.join(LOSSES)}, or module:callable")
     return name
+
+
+def builder_of(name: str) -> Callable[..., nn.Module]:
+    """Return what builds a loss: its row of LOSSES, or what "module:callable" names."""
+    name = loss_name(name)
+    return LOSSES[name] if name in LOSSES else find_named(name)
 
 
 def loss_options(name: str) -> dict[str, object]:
     """Return the options of a loss with their defaults."""
-    parameters = inspect.signature(LOSSES[loss_name(name)]).parameters.values()
+    parameters = inspect.signature(builder_of(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
@@ -120,7 +135,7 @@ def needs_cosine_head(name: str, **options) -> bool:
     return loss_name(name) == "LDAM" and options.get("form", "paper") == "paper"
 
 
-def build_loss(name: str, class_counts: Sequence[int], **options) -> AdjustedCrossEntropy:
+def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:
     """Build a per-sample loss, loss(logits (B, C), targets (B,)) -> (B,), by its name in LOSSES.
 
     `class_counts` (C,) are training images a class; all but CE refuse a class without one.
@@ -130,7 +145,7 @@ def build_loss(name: str, class_counts: Sequence[int], **options) -> AdjustedCro
     for option in options:
         if option not in known:
             raise InputError(f"option {option!r} is unknown to loss {name}: expected {', '.join(known) or 'none'}")
-    return LOSSES[name](class_counts, **options)
+    return builder_of(name)(class_counts, **options)
 
 
 def drw_weights(class_counts: Sequence[int], beta: float) -> Tensor:

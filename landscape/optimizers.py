@@ -16,7 +16,7 @@ release always takes 4 and 4; a group without a sample in the batch adds exactly
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -172,6 +172,16 @@ class GroupSAM(Optimizer):
         return {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "step"}
 
 
+class SGD(GroupSAM):
+    """The base optimizer's own step: no ascent.
+
+    One forward and one backward a step.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, **options):
+        super().__init__(optimizer, model, {"all": 0.0}, **options)
+
+
 class SAM(GroupSAM):
     """SAM (Foret et al. 2021): one ascent along the whole batch's gradient.
 
@@ -245,29 +255,6 @@ def switch_epoch(gamma: float, total_epochs: int, rule: str = "ceil") -> float:
         return math.inf
     # 0.07 * 100 is 7.000000000000001 in floating point: without the guard it would switch after 8 epochs.
     return math.ceil(gamma * total_epochs - (1e-9 if rule == "ceil" else 0))
-
-
-# opt -> (base optimizer, model, config, options) -> GroupSAM: a new form is one row.
-FORMS: dict[str, Callable[..., GroupSAM]] = {
-    "sgd": lambda base, model, c, **options: GroupSAM(base, model, {"all": 0.0}, **options),
-    "sam": lambda base, model, c, **options: SAM(base, model, c.rho, **options),
-    "imbsam": lambda base, model, c, **options: ImbSAM(base, model, c.rho, **options),
-    "ssesam": lambda base, model, c, **options: SSESAM(
-        base, model, c.head_rho, c.tail_rho, c.gamma, c.epochs, gamma_rule=c.gamma_rule, **options
-    ),
-}
-
-
-def build_optimizer(config, model: nn.Module, processes: Processes = Processes()) -> GroupSAM:
-    """Build the form that `config.opt` names around torch's SGD with its lr, momentum and weight_decay."""
-    form = FORMS[_choice("opt", config.opt, tuple(FORMS))]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise InputError("the model has no trainable parameter: set requires_grad=True on at least one")
-    base = torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
-                           fused=config.fused or None)  # None is torch's own choice: foreach on a GPU
-    switches = ("weighting", "batchnorm", "restore", "norm_epsilon")
-    return form(base, model, config, processes=processes, **{name: getattr(config, name) for name in switches})
 
 
 def _plus(terms: list[Tensor]) -> Tensor:

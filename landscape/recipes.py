@@ -209,9 +209,9 @@ def filled(given: Settings) -> dict[str, Any]:
         if setting not in settings and _hold(conditions, settings):
             raise InputError(f"recipe={name} has no {setting} for dataset={settings['dataset']}, loss={settings['loss']}, "
                              f"opt={settings['opt']} ({why}): give --{setting}")
-    options = recipe.values(given).get("loss_options", {})
-    if isinstance(given.get("loss_options"), Mapping):
-        settings["loss_options"] = options | dict(given["loss_options"])
+    for name in ("loss_options", "opt_options"):
+        if isinstance(given.get(name), Mapping):
+            settings[name] = recipe.values(given).get(name, {}) | dict(given[name])
     return settings
 
 

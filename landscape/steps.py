@@ -61,7 +61,8 @@ class TrainingStep:
         return weights * (len(labels) / weights.sum())
 
     def _closure(self, inputs: Tensor, labels: Tensor, *parts: Tensor) -> Closure:
-        masks, weights = dict(zip(self.membership, parts)), parts[len(self.membership):]
+        masks = dict(zip(self.membership, parts)) | {"labels": labels}
+        weights = parts[len(self.membership):]
         if self.config.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
 

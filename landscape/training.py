@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from landscape.ascent import is_finite
 from landscape.batches import batch_sizes, shuffled_batches
 from landscape.batchnorm import evaluation_mode
+from landscape.building import build_optimizer
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData, load_data
 from landscape.distributed import Processes
@@ -30,7 +31,7 @@ from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
 from landscape.losses import needs_cosine_head
 from landscape.models import build_model
-from landscape.optimizers import GroupSAM, build_optimizer
+from landscape.optimizers import GroupSAM
 from landscape.parallel import average_running_statistics, batchnorm_note, one_gpu_each, synchronized
 from landscape.partial_epoch import PartialEpoch
 from landscape.precision import float32_precision
@@ -152,7 +153,7 @@ class _Run:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         check_outputs(self.model, self.data, self.dtype)
-        self.optimizer: GroupSAM = build_optimizer(config, self.model, processes)
+        self.optimizer: GroupSAM = build_optimizer(config, self.model, processes, data.counts.tolist())
         self.step = TrainingStep(config, data, self.model, self.optimizer, self.device, self.dtype, processes)
         self.groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few).with_classes()
         self.sizes = batch_sizes(len(data.train), config.batch_size)

@@ -23,6 +23,7 @@ from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
 from landscape.distributed import Processes, init_from_environment, main_first
 from landscape.errors import InputError
+from landscape.family import method
 from landscape.groups import ClassGroups
 from landscape.parallel import batchnorm_note
 from landscape.training import build_network, choose_device, training_data
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     network = build_network(config, data)       # one that cannot be built leaves no run folder behind
     if note := batchnorm_note(network, processes, choose_device(config.device)):
         say(args, f"note: {note}")
-    if config.opt in ("imbsam", "ssesam") and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):
+    if method(config.opt).groups == "head_tail" and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):
         say(args, f"note: no class is {absent[0]} at eta={config.eta:g}, class sizes run from {data.counts.min()} to "
                   f"{data.counts.max()}: {config.opt} has one group only")
     opened: list[RunStore] = []     # by the first process alone

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
+from landscape.building import FLAGS, settings_read
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.recipes import departures, filled, recipe_named
@@ -15,9 +16,8 @@ from landscape.recipes import departures, filled, recipe_named
 ALIASES = {"eval_every": ("--print_freq",), "batch_size": ("-bz",), "weight_decay": ("-wd",)}
 
 ALWAYS = ("dataset", "imb_factor", "arch", "loss", "opt", "epochs", "batch_size", "lr", "weight_decay", "seed")
-OF_OPTIMIZER = {"sgd": (), "sam": ("rho",), "imbsam": ("rho", "eta", "weighting"),
-                "ssesam": ("head_rho", "tail_rho", "gamma", "eta", "weighting")}
-OF_SOME = frozenset(("rho", "head_rho", "tail_rho", "gamma", "gamma_rule", "weighting"))   # which the others do not read
+OF_SOME = frozenset((*FLAGS, "weighting"))   # which some optimizers read
+RARE = "gamma_rule"     # read, and shown only where it is not as usual
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,9 @@ def given_settings(args: argparse.Namespace, stored: Mapping[str, Any] = Mapping
     What neither gives is absent. A run that is `stored` has its settings: a recipe is then a name and fills in nothing.
     """
     given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
-    if "loss_options" in given:
-        given["loss_options"] = dict(given["loss_options"])
+    for name in ("loss_options", "opt_options"):
+        if name in given:
+            given[name] = dict(given[name])
     return given if stored else filled(given)
 
 
@@ -47,8 +48,8 @@ def telling_settings(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
     said = {} if config.recipe is None else recipe_named(config.recipe).values(values)
     odd = {name for name in values if name not in said and values[name] != plain[name]}
     odd |= set(departures(values)) if config.recipe else set()
-    own = OF_OPTIMIZER[config.opt]
-    unread = OF_SOME - {*own, *(("gamma_rule",) if config.opt == "ssesam" else ())}
+    read = settings_read(config.opt)
+    own, unread = set(read) - {RARE}, OF_SOME - set(read)
     return {name: value for name, value in values.items() if name in ALWAYS or name in own or name in odd - unread}
 
 

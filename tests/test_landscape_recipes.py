@@ -99,7 +99,7 @@ def test_rangwani_on_large_data(dataset, loss, lr, weight_decay):
 def test_every_switch_can_be_overridden(name):
     other = {str: None, int: 7, float: 0.125, bool: False, tuple: (1,), object: "last"}
     for f in fields(TrainConfig):
-        if f.name in ("recipe", "dataset", "loss", "loss_options", "arch", "normalization", "device"):
+        if f.name in ("recipe", "dataset", "loss", "loss_options", "opt", "opt_options", "arch", "normalization", "device"):
             continue    # the recipe depends on them, or they are names without a list of choices
         choices = [choice for choice in f.metadata["choices"] if choice != RECIPES[name].settings.get(f.name)]
         value = choices[0] if choices else 9.0 if f.name == "imb_factor" else other[f.metadata["kind"]]

@@ -14,12 +14,12 @@ from landscape.batches import batch_sizes
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
 from landscape.errors import InputError
-from landscape.optimizers import FORMS
+from landscape.family import FAMILY
 from landscape.precision import PRECISIONS, autocast, check_precision, float32_precision
 from landscape.steps import TrainingStep
 from landscape.training import build_optimizer, train
 
-OPTIMIZERS = tuple(FORMS)
+OPTIMIZERS = tuple(FAMILY)
 CPU = torch.device("cpu")
 
 

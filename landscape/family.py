@@ -1,0 +1,103 @@
+"""The optimizers of the family, one row each: what builds it, what a step costs, where it is from, how it is drawn.
+
+A row is all there is to adding one. Its constructor is called as constructor(optimizer, model, name=value, ...); the
+parameters that its signature declares after these two, with their defaults, are its hyperparameters: `--opt_options`
+takes them by name, TrainConfig checks and stores them. `landscape.building` reads them. The command line, the recipes, the
+tests over the family, the tables and the figures all go by these rows. No torch here: constructors are named by where
+they are, and imported when one is built.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from landscape.errors import InputError
+
+GROUPINGS = ("all", "head_tail", "classes")
+NEEDS = ("class_counts", "features", "views")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forwards and backwards of the whole network over one batch, in one step; the cost of a row in one of its stages."""
+
+    forwards: int
+    backwards: int
+    stage: str = ""                                             # "" where there is one alone
+    options: Mapping[str, Any] = field(default_factory=dict)    # hyperparameters that bring about this stage or way
+    each: tuple[int, int] = (0, 0)                              # more of both for each class in the batch
+
+    def of(self, num_classes: int) -> tuple[int, int]:
+        """Return the forwards and backwards of a batch with samples of so many classes."""
+        return self.forwards + self.each[0] * num_classes, self.backwards + self.each[1] * num_classes
+
+    @property
+    def words(self) -> str:
+        """Both counts as a table prints them: "2 / 3", "1 + C / 2C" with C the classes in the batch."""
+        return " / ".join(_count(fixed, each) for fixed, each in zip((self.forwards, self.backwards), self.each))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One optimizer of the family."""
+
+    opt: str                                # its name on the command line
+    name: str                               # as papers print it
+    constructor: str | Callable[..., Any]   # (optimizer, model, ...) -> GroupSAM, or "module:callable" of one
+    passes: tuple[Passes, ...]
+    source: str                             # author, year and equation; where a choice is ours, that it is
+    groups: str = "all"                     # how it splits a batch: not at all, into head and tail, by class
+    needs: tuple[str, ...] = ()             # what it takes from the run beyond losses: class_counts, features, views
+    waits: bool = False                     # whether a step reads from the device
+    color: str | None = None                # of its curves; None: one of the spare colors
+    marker: str = "v"
+
+    def __post_init__(self):
+        if self.groups not in GROUPINGS:
+            raise InputError(f"groups={self.groups!r} is unknown: expected one of {', '.join(GROUPINGS)}")
+        if unknown := [need for need in self.needs if need not in NEEDS]:
+            raise InputError(f"needs={unknown[0]!r} is unknown: expected some of {', '.join(NEEDS)}")
+
+
+# Colors: the palette of Okabe and Ito (2008), whose first four are the mission's own.
+FAMILY: dict[str, Method] = {row.opt: row for row in (
+    Method("sgd", "SGD", "landscape.optimizers:SGD", (Passes(1, 1),), "Robbins and Monro 1951", color="#000000", marker="o"),
+    Method("sam", "SAM", "landscape.optimizers:SAM", (Passes(2, 2),), "Foret et al. 2021, equation 2", color="#0072B2",
+           marker="s"),
+    Method("imbsam", "ImbSAM", "landscape.optimizers:ImbSAM", (Passes(2, 3),), "Zhou et al. 2023", "head_tail",
+           color="#E69F00", marker="^"),
+    Method("ssesam", "SSE-SAM", "landscape.optimizers:SSESAM",
+           (Passes(3, 4, "stage I", {"gamma": 1.0}), Passes(2, 3, "stage II", {"gamma": 0.0})), "Lyu et al. 2025",
+           "head_tail", color="#009E73", marker="D"),
+)}
+
+
+def register(opt: str, constructor: str | Callable[..., Any], **row: Any) -> Method:
+    """Add an optimizer to the family under the name `opt`; return its row. `row` may fill in the fields of Method.
+
+    Without `passes`, the step is taken to cost what SAM's does. A name that is taken is an error.
+    """
+    if opt in FAMILY:
+        raise InputError(f"opt={opt!r} is taken by {FAMILY[opt].name}: choose another name")
+    FAMILY[opt] = _method(opt, constructor, **row)
+    return FAMILY[opt]
+
+
+def method(opt: str) -> Method:
+    """Return the row of an optimizer; "module:callable" is a row of its own. An unknown name is an error with the choices."""
+    if opt not in FAMILY and ":" not in str(opt):
+        raise InputError(f"opt={opt!r} is unknown: expected one of {', '.join(FAMILY)}, or module:callable")
+    return FAMILY[opt] if opt in FAMILY else _method(opt, opt)
+
+
+def _method(opt: str, constructor: str | Callable[..., Any], **row: Any) -> Method:
+    plain = {"name": opt.rpartition(":")[2], "passes": SAM_PASSES, "source": "yours"}
+    return Method(opt, constructor=constructor, **plain | row)
+
+
+SAM_PASSES = FAMILY["sam"].passes
+
+
+def _count(fixed: int, each: int) -> str:
+    grown = f"{each if each > 1 else ''}C"
+    return str(fixed) if not each else grown if not fixed else f"{fixed} + {grown}"
