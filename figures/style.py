@@ -81,10 +81,29 @@ def context(rc: Mapping[str, Any] | None = None, width: str = "two") -> Iterator
 
 
 def look(opt: str) -> Look:
-    """Return how `opt` is drawn; an optimizer without an entry gets its name in capitals and a spare color."""
+    """Return how `opt` is drawn; an optimizer without an entry gets its name in capitals and a spare color.
+
+    A pool of runs told apart by a setting, "sam rho=0.1", looks as its optimizer and is named with the setting.
+    """
+    opt, _, setting = opt.partition(" ")
     spare = SPARE_COLORS[sum(opt.encode()) % len(SPARE_COLORS)]
-    row = FAMILY.get(opt)
-    return Look(row.name, row.color or spare, row.marker) if row else Look(opt.rpartition(":")[2].upper(), spare, "v")
+    row, behind = FAMILY.get(opt), f", {setting_name(setting)}" if setting else ""
+    return Look(row.name + behind, row.color or spare, row.marker) if row else \
+        Look(opt.rpartition(":")[2].upper() + behind, spare, "v")
+
+
+def setting_name(setting: str) -> str:
+    """Return the settings of a pool as a reader knows them.
+
+    >>> setting_name("loss=LDAM,drw_epoch=160"), setting_name("loss=CE,drw_epoch=None"), setting_name("tail_rho=0.1")
+    ('LDAM+DRW', 'CE', 'tail ρ = 0.1')
+    """
+    found = dict(part.partition("=")[::2] for part in setting.split(","))
+    loss = found.pop("loss", "")
+    if "drw_epoch" in found and (epoch := found.pop("drw_epoch")) != "None":
+        loss = f"{loss}+DRW" if loss else f"DRW from {epoch}"
+    others = [f"{key.replace('rho', 'ρ').replace('_', ' ')} = {value}" for key, value in found.items()]
+    return ", ".join([loss, *others] if loss else others) or "without DRW"
 
 
 def group_line(group: str) -> str:
@@ -133,11 +152,11 @@ def grid(figure: Figure, rows: int, columns: int, **options: Any):
 
 def describe(runs: Comparison, seeds: bool = True) -> str:
     """Return what the runs have in common, in words: data set, imbalance, split and, if asked, number of seeds."""
-    config, number = runs.config, runs.num_seeds
+    config = runs.config
     factor = config.get("imb_factor")
     parts = [str(config.get("dataset")), f"imbalance {factor:g}" if factor else "",
              f"tail: fewer than {config['eta']:g} training images a class" if config.get("eta") else "",
-             (f"{number} seeds" if number > 1 else "one seed") if seeds else ""]
+             runs.seeds_in_words(lambda opt: look(opt).name) if seeds else ""]
     return ", ".join(part for part in parts if part)
 
 

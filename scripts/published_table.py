@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from checkpoints.chosen_epoch import every_choice
 from checkpoints.store import RunStore
 from landscape.recipes import departures, published
-from scripts.chosen_epoch import every_choice
 
 GROUPS = ("many", "medium", "few", "all")
 NO_DEPARTURE = ("seed", "opt", "eval_every")    # a seed of one's own, and what the table itself varies

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.verdict import judge, theta_norm
+from checkpoints.chosen_epoch import choose
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact, supported
 from checkpoints.layout import KINDS
@@ -14,7 +15,6 @@ from checkpoints.records import Curvature, Estimate, Surface
 from checkpoints.schema import read_record
 from checkpoints.store import RunStore
 from landscape.recipes import departures, recipe_named
-from scripts.chosen_epoch import choose
 from scripts.options import add_common_arguments, emit_json, say
 
 NAME = "inspect"

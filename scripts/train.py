@@ -16,6 +16,7 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 
 import torch
 
+from checkpoints.chosen_epoch import choose, every_choice
 from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig
@@ -27,7 +28,6 @@ from landscape.family import method
 from landscape.groups import ClassGroups
 from landscape.parallel import batchnorm_note
 from landscape.training import build_network, choose_device, training_data
-from scripts.chosen_epoch import choose, every_choice
 from scripts.forecast import of_training
 from scripts.log_scalars import writer_class
 from scripts.options import add_common_arguments, emit_json, say, tell_reading

@@ -94,3 +94,18 @@ def test_a_caption_says_where_the_hessian_is_not_the_default_one():
     assert style.describe_hessians([part, head]) == ", 50 of 305 images of tail"
     words = style.describe_hessians([replace(head, provenance=other)])
     assert words == ", Hessian over test images, Hessian of the training loss"
+
+
+def test_a_pool_told_apart_by_a_setting_looks_as_its_optimizer_and_is_named_with_it():
+    assert style.look("sam rho=0.1") == style.Look("SAM, ρ = 0.1", style.look("sam").color, style.look("sam").marker)
+    assert style.look("sgd loss=LDAM,drw_epoch=160").name == "SGD, LDAM+DRW"
+    assert [style.setting_name(f"drw_epoch={epoch}") for epoch in (None, 160)] == ["without DRW", "DRW from 160"]
+
+
+def test_unequal_numbers_of_seeds_are_told_of_each_optimizer():
+    from fabricated_runs import fake_run, fake_runs
+
+    from checkpoints.comparison import compare
+    few = {"epochs": (60,), "probes": 1, "steps": 4}
+    text = style.describe(compare([*fake_runs(("sgd",), (0, 1), **few), fake_run("ssesam", **few)]))
+    assert text.endswith("seeds: 2 of SGD, 1 of SSE-SAM")

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from checkpoints.chosen_epoch import choose
 from landscape.ascent import AscentRule, displace, put_back
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
@@ -31,7 +32,6 @@ from landscape.errors import InputError
 from landscape.optimizers import SAM, GroupSAM, ImbSAM, switch_epoch
 from landscape.schedules import learning_rate
 from landscape.training import train
-from scripts.chosen_epoch import choose
 
 EIGHT = torch.tensor([0, 0, 1, 1, 2, 0, 2, 1])
 EDGE = 2.0 ** -24       # half the last bit of 1 in float32
