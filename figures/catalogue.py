@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from figures import accuracy, latex, overview, saddle, spectrum, style, surface
+from figures import accuracy, latex, mechanism, overview, saddle, spectrum, style, surface
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -58,6 +58,7 @@ def _over_epochs(quantity: str) -> Callable[[Comparison, Options], pd.DataFrame]
 
 
 _RANGWANI, _LYU = "Rangwani et al. 2022", "Lyu et al. 2025 (SSE-SAM)"
+_MEASURE = "landscape measure {} RUN"
 _SWEEP = "landscape spectrum RUN --epoch all"
 _DENSITY, _ENDS = "spectral density", "lambda_min, lambda_max"
 CATALOGUE = {
@@ -88,6 +89,18 @@ CATALOGUE = {
                      item=11, quantity="loss", command=SURFACE),
     "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018", item=11,
                         quantity="loss", command=SURFACE),
+    "alignment": Entry(mechanism.draw_alignment, "alignment of each perturbation with the most negative eigenvectors over epochs",
+                       "alignment", "the theory of Lyu et al. 2025", mechanism.alignment_table, item=8, quantity="alignment",
+                       command=_MEASURE.format("alignment") + " --epoch all"),
+    "amplification": Entry(mechanism.draw_amplification, "amplification of the gradient along v, measured against predicted",
+                           "amplification", "Rangwani et al. 2022, theory", mechanism.amplification_table, item=9,
+                           quantity="amplification", command=_MEASURE.format("amplification")),
+    "similarity": Entry(mechanism.draw_similarity, "cosine of group gradients with those of mini-batches, as bars", "similarity",
+                        "Chen et al. 2026, Fig. 6", mechanism.similarity_table, item=13, quantity="similarity",
+                        command=_MEASURE.format("similarity") + " --epoch all"),
+    "ablation": Entry(mechanism.draw_ablation, "group gradients in full, projected on the global one, and with it removed",
+                      "ablation", "Chen et al. 2026, Table 5", mechanism.ablation_table, item=15, quantity="ablation",
+                      command=_MEASURE.format("ablation")),
 }
 
 

@@ -6,6 +6,7 @@ marker besides, so that nothing is lost in gray. Figures are drawn at their fina
 `context`, which also sets the width of the page, as `figure.figsize`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def mark_switch(ax: Axes, epoch: int | None, color: str = MUTED):
 
 def switch_handles(runs: Comparison) -> list[Line2D]:
     """Return the legend entries of the vertical lines that `mark_switch` draws for these runs."""
-    texts = {"second stage of SSE-SAM starts" if opt == "ssesam" else "re-weighting starts"
+    texts = {"SSE-SAM's second stage" if opt.partition(" ")[0] == "ssesam" else "re-weighting starts"
              for opt, members in runs.members.items() if members[0].switch is not None}
     return [Line2D([], [], color=MUTED, linestyle=SWITCH_LINE, label=text) for text in sorted(texts)]
 
@@ -224,12 +225,12 @@ def legend_columns(figure: FigureBase, labels: Sequence[str], most: int | None =
     return 1
 
 
-def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
+def wrapped(figure: FigureBase, text: str, margin: float = 18.0) -> str:
     """Return small text broken between words into lines that fit the figure's width, less `margin` points."""
     limit = figure.bbox.width - margin * figure.dpi / 72
     space = text_width(figure, "x x") - text_width(figure, "xx")
     lines, filled = [[]], 0.0
-    for word in text.split():
+    for word in re.findall(r"(?:\$[^$]*\$|\S)+", text):    # mathematics is not broken
         width = text_width(figure, word)
         if lines[-1] and filled + space + width > limit:
             lines, filled = [*lines, []], 0.0

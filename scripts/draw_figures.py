@@ -6,6 +6,7 @@ Runs of one optimizer with different seeds are pooled; several optimizers stand 
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ class _List(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from figures.catalogue import CATALOGUE
-        for name, entry in CATALOGUE.items():
-            print(f"{name:16} {entry.shows}\n{'':16} from {entry.records}; as in: {entry.source}")
+        print(listing(CATALOGUE))
         parser.exit(0)
 
 
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: figures/ in the run "
                         "folder, or beside several run folders)")
     parser.add_argument("--format", nargs="+", default=["pdf", "png"], choices=["pdf", "png", "svg"],
-                        help="file formats")
+                        help="file formats of the pictures; numbers come as CSV besides, and tables as LaTeX (booktabs)")
+    parser.add_argument("--width", default="two", choices=["one", "two"],
+                        help="columns of a two-column page that the figure fills: 3.25 or 6.75 inches")
     parser.add_argument("--dpi", type=int, default=200, help="dots per inch of PNG files, 50 to 1200")
     parser.add_argument("--epoch", type=int, help="epoch of the records (default: the last that all runs have)")
     parser.add_argument("--group", nargs="+", metavar="GROUP", help="class groups to draw: all, head, tail, many, medium, few, "
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--surface", metavar="SURFACE", help="plane to draw (default: the first that all runs have)")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals and bands, between 0 and 1")
     parser.add_argument("--rc", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="matplotlib settings, such as font.size=9")
+                        help="matplotlib settings on top of the project's, such as font.size=9")
     add_common_arguments(parser)
 
 
@@ -67,6 +69,15 @@ def run(args: argparse.Namespace) -> int:
         raise RecordError(refused[args.name])
     _report(args, folder, written, refused)
     return 0
+
+
+def listing(catalogue: Mapping[str, Any]) -> str:
+    """Return the catalogue in words: item, name and picture, then quantity, records, the command that makes them, source."""
+    blocks = [f"{entry.item or '-':>4}  {name:17} {entry.shows}\n{'':23} quantity: {entry.quantity or 'see the picture'}\n"
+              f"{'':23} records: {entry.records}, made by: {entry.command}\n{'':23} as in: {entry.source}"
+              for name, entry in sorted(catalogue.items(), key=lambda pair: pair[1].item or 99)]
+    head = "item  name              what it shows; items are the 18 figures and tables of the literature\n"
+    return "\n".join([head, *blocks, "", "Names of quantities are those of the README, \"Which number to trust\"."])
 
 
 def draw_all(names: list[str], runs: Comparison, folder: Path, args: argparse.Namespace):
@@ -128,7 +139,7 @@ def _options(args: argparse.Namespace, name: str, runs: Comparison):
     groups = HALVES
     if "spectra" in CATALOGUE[name].records:
         groups = _named(args.group, runs) if args.group else groups_with_spectra(runs, args.epoch)
-    return Options(args.epoch, groups, args.style, args.surface, args.level, rc)
+    return Options(args.epoch, groups, args.style, args.surface, args.level, args.width, rc)
 
 
 def _setting(text: str) -> tuple[str, str]:

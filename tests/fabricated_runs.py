@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from fabricated_measures import fake_measurements
 
 from analysis.quadrature import negative_mass, t_interval, threshold, tridiagonal_rule
 from checkpoints.records import Curvature, EigenPairs, Estimate, Measurement, Spectrum, Surface
@@ -39,9 +40,13 @@ class FakeRun:
         kinds = {"curvature": Curvature, "surface": Surface, "measurement": Measurement}
         return (record for record in self.kept if kind is None or isinstance(record, kinds[kind]))
 
+    def read(self, kind, **keys):
+        return next(record for record in self.records(kind) if all(getattr(record, key) == value for key, value in keys.items()))
 
-def fake_run(opt="sgd", seed=0, epochs=(0, 60), groups=("head", "tail"), probes=3, steps=24, **config) -> FakeRun:
-    """Return one run with metrics, the spectra of `groups` at `epochs`, a plane and two lines at the last epoch."""
+
+def fake_run(opt="sgd", seed=0, epochs=(0, 60), groups=("head", "tail"), probes=3, steps=24, measures=False,
+             **config) -> FakeRun:
+    """Return one run with metrics, the spectra of `groups` at `epochs`, surfaces at the last, and measurements if asked."""
     config = CONFIG | {"opt": opt, "seed": seed} | config
     rng = np.random.default_rng([seed, crc32(opt.encode())])
     run = FakeRun(Path("runs") / f"{opt}-{seed}", config, fake_metrics(opt, rng, config["epochs"]))
@@ -49,6 +54,7 @@ def fake_run(opt="sgd", seed=0, epochs=(0, 60), groups=("head", "tail"), probes=
         for group in groups:
             run.kept.append(fake_curvature(opt, group, epoch, rng, config["epochs"], probes, steps))
     run.kept += [fake_plane(opt, max(epochs), rng), *fake_lines(opt, max(epochs), rng)]
+    run.kept += fake_measurements(opt, seed, epochs) if measures else []
     return run
 
 
@@ -72,7 +78,7 @@ def fake_curvature(opt, group, epoch, rng, epochs=60, probes=3, steps=24) -> Cur
     values = eigenvalues(opt, group, epoch, rng, epochs)
     spectrum = lanczos(values, probes, steps, rng)
     signs = rng.choice([-1.0, 1.0], (probes, 1)) * rng.standard_normal((probes, SIZE))
-    pairs, mass_threshold = fake_pairs(values), threshold([spectrum])
+    pairs, mass_threshold = fake_pairs(values, vectors=turned(epoch / epochs)), threshold([spectrum])
     done, few = epoch / epochs, group == "tail"
     test = done * (TAIL_ACCURACY[opt] if few else 0.95) + (1 - done) * 0.1 + rng.normal(0, 0.01)
     ratio = abs(values[0] / values[-1])
@@ -87,12 +93,21 @@ def fake_curvature(opt, group, epoch, rng, epochs=60, probes=3, steps=24) -> Cur
             "inputs": {"data": "d1", "classes": {"head": [0], "tail": [9]}, "settings": {"split": "train", "loss": "CE"}}})
 
 
-def fake_pairs(values, verified=True) -> EigenPairs:
+def turned(done, angle=1.2) -> np.ndarray:
+    """Return four orthonormal vectors (4, SIZE), each turned by `angle * done` from one axis towards another."""
+    vectors = np.zeros((4, SIZE))
+    for row in range(4):
+        vectors[row, [row, 100 + row]] = np.cos(angle * done), np.sin(angle * done)
+    return vectors
+
+
+def fake_pairs(values, verified=True, vectors=None) -> EigenPairs:
     ends = values[[0, 1, -2, -1]]
     zeros = np.zeros(4)
     return EigenPairs(values=ends, residuals=1e-6 * np.abs(ends), converged=np.full(4, True), values64=ends,
                       rounding=zeros,
-                      verified=np.full(4, verified), vectors=np.zeros((0, SIZE)), tol=1e-5, num_matvecs=96,
+                      verified=np.full(4, verified), vectors=np.zeros((0, SIZE)) if vectors is None else vectors, tol=1e-5,
+                      num_matvecs=96,
                       missed_below=Estimate(values[0], values[0] * 1.01, values[0], 0.95, "probes"))
 
 

@@ -73,7 +73,7 @@ def test_the_switch_is_one_vertical_line_and_named_once():
     assert style.mark_switch(ax, 42).get_xdata()[0] == 42
     assert style.mark_switch(ax, None) is None
     runs = compare([fake_run(opt, groups=(), gamma=0.5) for opt in ("sgd", "ssesam")])
-    assert [handle.get_label() for handle in style.switch_handles(runs)] == ["second stage of SSE-SAM starts"]
+    assert [handle.get_label() for handle in style.switch_handles(runs)] == ["SSE-SAM's second stage"]
     runs = compare([fake_run(opt, groups=(), drw_epoch=30) for opt in ("sgd", "sam")])
     assert [handle.get_label() for handle in style.switch_handles(runs)] == ["re-weighting starts"]
 
