@@ -28,6 +28,10 @@ LADDER = {
     "analysis.measures": ("analysis", "landscape", "checkpoints"),
     "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
     "analysis.verdict": ("checkpoints.records", "checkpoints.exactness", "landscape.errors"),
+    "analysis.outcomes": ("analysis.summary", "checkpoints"),
+    "analysis.history": ("analysis.summary", "analysis.verdict", "analysis.outcomes", "analysis.history",
+                "analysis.tracking", "checkpoints"),
+    "analysis.tracking": ("checkpoints",),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
     "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "checkpoints",
                 "landscape.family"),
@@ -35,7 +39,8 @@ LADDER = {
 }
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
                 "analysis.measures")
-TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict")
+TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict",
+              "analysis.outcomes", "analysis.history", "analysis.tracking")
 
 
 def module_name(path: Path) -> str:
