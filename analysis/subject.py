@@ -104,10 +104,12 @@ def group_images(subject: Subject, group: str, settings: SpectrumSettings) -> tu
     return _subset(members, settings.max_samples, settings.seed), len(members)
 
 
-def group_batches(subject: Subject, group: str, settings: SpectrumSettings) -> tuple[Batches, int]:
-    """Return a group's images in batches, and how many the split holds of it."""
+def group_batches(subject: Subject, group: str, settings: SpectrumSettings,
+                  augmentation_seed: int | None = None) -> tuple[Batches, int]:
+    """Return a group's images in batches, and how many the split holds of it; with a seed as training augments them."""
     chosen, available = group_images(subject, group, settings)
-    return _batches(subject, getattr(subject.data, settings.split), chosen, settings.batch_size, settings.dtype), available
+    split = getattr(subject.data, settings.split)
+    return _batches(subject, split, chosen, settings.batch_size, settings.dtype, augmentation_seed), available
 
 
 def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
@@ -125,10 +127,14 @@ def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(members, limit, replace=False))
 
 
-def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str) -> Batches:
+def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str,
+             augmentation_seed: int | None = None) -> Batches:
     pieces = np.split(chosen, range(batch_size, len(chosen), batch_size))
     kind = torch.float64 if dtype == "float64" else torch.float32
-    read = split.batches([torch.from_numpy(piece).to(split.labels.device) for piece in pieces])
+    read = split.batches([torch.from_numpy(piece).to(split.labels.device) for piece in pieces], augmentation_seed)
+    if augmentation_seed is not None:       # drawn on the CPU, so that devices agree
+        draws = torch.Generator().manual_seed(augmentation_seed)
+        read = ((subject.data.augmentation(images, draws), labels) for images, labels in read)
     taken = [(subject.data.inputs(images.to(subject.device), kind), labels.to(subject.device)) for images, labels in read
              if len(labels)]
     if not taken:
