@@ -11,7 +11,7 @@ The released codes differ in two places, which `AscentRule` names: they add 1e-1
 ImbSAM) to the norm, and SSE-SAM and ImbSAM subtract the step again, which drifts by rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from landscape.errors import InputError
 
 Gradient = dict[Tensor, Tensor]  # parameter -> gradient of the same shape
 RESTORES = ("copy", "subtract")
+SCALINGS = ("none", "asam")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class AscentRule:
 
     restore: str = "copy"         # "copy" saved parameters, exact; "subtract" the step again, as released
     norm_epsilon: float = 0.0     # >= 0, in the units of ||g||
+    scaling: str = "none"         # "asam": rho * w^2 g / (|| |w| g || + norm_epsilon) instead (Kwon et al. 2021)
 
     def __post_init__(self):
+        if self.scaling not in SCALINGS:
+            raise InputError(f"scaling={self.scaling!r} is unknown: expected one of {', '.join(SCALINGS)}")
         if self.restore not in RESTORES:
             raise InputError(f"restore={self.restore!r} is unknown: expected one of {', '.join(RESTORES)}")
         if not 0 <= self.norm_epsilon < float("inf"):
@@ -53,15 +57,24 @@ def norm(gradient: Gradient) -> Tensor:
 
 
 @torch.no_grad()
-def displace(gradient: Gradient, rho: float, rule: AscentRule = AscentRule()) -> Move | None:
+def displace(gradient: Gradient, rho: float | Tensor, rule: AscentRule = AscentRule()) -> Move | None:
     """Move the parameters by rho * g / (||g|| + norm_epsilon) in place; return what `put_back` needs to undo it."""
     if not gradient:
         return None
     parameters, slopes = list(gradient), list(gradient.values())
-    origin = [torch.clone(p) for p in parameters] if rule.restore == "copy" else []
-    length = norm(gradient)
+    sizes = torch._foreach_abs(parameters) if rule.scaling == "asam" else []
+    if sizes:
+        slopes = torch._foreach_mul(slopes, sizes)
+    length = norm(dict(zip(parameters, slopes)))
     scale = torch.where(length > 0, rho / (length + rule.norm_epsilon), 0.0)
     step = torch._foreach_mul(slopes, scale.to(slopes[0].dtype))  # the fused kernels want one dtype
+    return move(parameters, torch._foreach_mul(step, sizes) if sizes else step, rule)
+
+
+@torch.no_grad()
+def move(parameters: list[Tensor], step: Sequence[Tensor], rule: AscentRule = AscentRule()) -> Move:
+    """Add a step to the parameters in place; return what `put_back` needs to undo it."""
+    origin = [torch.clone(p) for p in parameters] if rule.restore == "copy" else []
     torch._foreach_add_(parameters, step)
     # An autocast region around the whole step would otherwise go on using the weights it cast before the move.
     torch.clear_autocast_cache()
@@ -81,13 +94,19 @@ def put_back(move: Move | None) -> None:
 
 
 @contextmanager
-def displaced(gradient: Gradient, rho: float, rule: AscentRule = AscentRule()) -> Iterator[None]:
+def displaced(gradient: Gradient, rho: float | Tensor, rule: AscentRule = AscentRule()) -> Iterator[None]:
     """Hold the parameters at theta + rho * g / ||g|| for the length of a with block, also if it raises."""
-    move = displace(gradient, rho, rule)
+    with undone(displace(gradient, rho, rule)):
+        yield
+
+
+@contextmanager
+def undone(moved: Move | None) -> Iterator[None]:
+    """Undo a step at the end of a with block, also if it raises."""
     try:
         yield
     finally:
-        put_back(move)
+        put_back(moved)
 
 
 def add(*gradients: Gradient) -> Gradient:

@@ -21,7 +21,7 @@ from landscape.callables import find_named
 from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.family import method
-from landscape.optimizers import GroupSAM
+from landscape.group_sam import GroupSAM
 
 FLAGS = ("rho", "head_rho", "tail_rho", "gamma", "gamma_rule")
 SWITCHES = ("weighting", "batchnorm", "restore", "norm_epsilon")

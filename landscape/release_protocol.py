@@ -43,7 +43,8 @@ class FourCallProtocol:
             raise InputError(
                 "compute_and_add_epsilon() was called twice: call compute_grad_sum_and_restore_p() in between"
             )
-        self._move, self._displaced = displace(self._take_gradient(), self.radii[GROUPS[n_i]], self.rule), True
+        direction = self.direction(GROUPS[n_i], self._take_gradient())
+        self._move, self._displaced = displace(direction, self.radii[GROUPS[n_i]], self.rule), True
         if self.batchnorm == "clean" and self._held is None:
             self._held = ExitStack()
             self._held.enter_context(running_statistics_held(self.model))

@@ -109,7 +109,7 @@ BAD = {
     "drw_epoch=201 is out of range: expected 0 <= drw_epoch <= epochs=200": {"drw_epoch": 201},
     "warmup_epochs=9": {"warmup_epochs": 9, "epochs": 8},
     "few=5": {"many": 3, "few": 5},
-    "opt='adam' is unknown: expected one of sgd, sam, imbsam, ssesam": {"opt": "adam"},
+    "opt='adam' is unknown: expected one of sgd, sam,": {"opt": "adam"},
     "loss='BCE' is unknown": {"loss": "BCE"},
     "schedule='linear' is unknown": {"schedule": "linear"},
     "scheduler_at='middle'": {"scheduler_at": "middle"},
