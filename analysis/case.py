@@ -7,14 +7,14 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from analysis.settings import MeasureSettings, SpectrumSettings
-from analysis.subject import Batches, Subject, group_batches
+from analysis.subject import Batches, Subject, group_batches, group_images
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
@@ -49,6 +49,11 @@ class Case:
         """Return a group's images (a subset with `max_samples`) in batches, and how many the split holds of it."""
         return group_batches(self.subject, group, self.settings)
 
+    def num_images(self, group: str) -> tuple[int, int]:
+        """Return how many images `images` gives, and how many the split holds of the group."""
+        chosen, available = group_images(self.subject, group, self.settings)
+        return len(chosen), available
+
     def spectrum(self, group: str) -> Curvature:
         """Return the stored curvature of a group with its eigenvectors, of these very weights."""
         return self._spectra[group] if group in self._spectra else self._spectra.setdefault(group, self._read(group))
@@ -56,6 +61,14 @@ class Case:
     def spectrum_settings(self, group: str) -> SpectrumSettings:
         """Return the settings of a group's stored spectrum: which images, which loss."""
         return SpectrumSettings(**self.spectrum(group).provenance["inputs"]["settings"])
+
+    def spectrum_images(self, group: str, dtype: str) -> tuple[Batches, int]:
+        """Return the very images of a group's stored spectrum in batches of a type, and how many the split holds of it."""
+        return group_batches(self.subject, group, replace(self.spectrum_settings(group), dtype=dtype))
+
+    def num_spectrum_images(self, group: str) -> int:
+        """Return how many images a group's stored spectrum is of."""
+        return len(group_images(self.subject, group, self.spectrum_settings(group))[0])
 
     def spectrum_hash(self, group: str) -> str:
         """Return the hash of a group's stored curvature."""

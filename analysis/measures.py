@@ -40,7 +40,19 @@ class Measure:
     at_checkpoint: bool = True  # else one record a run, filed under epoch 0
 
 
+_VECTORS, _GRADIENTS = "spectra with eigenvectors of its groups", ("groups", "max_samples", "split", "rho", "dtype", "seed")
 MEASURES = {
+    "alignment": Measure(
+        "analysis.mechanism:alignment", "|<v, eps>| / ||eps|| of each optimizer's perturbation with the lowest eigenvectors",
+        _VECTORS, "Lyu et al. 2025 (SSE-SAM), claims (a) to (c)", (*_GRADIENTS, "num_pairs", "batches"),
+        "analysis.mechanism:alignment_work", spectra=True),
+    "amplification": Measure(
+        "analysis.mechanism:amplification", "growth of the gradient along eigenvectors by a perturbation, measured and predicted",
+        _VECTORS, "Rangwani et al. 2022, Theorem 1, in its general form", (*_GRADIENTS, "num_pairs"),
+        "analysis.mechanism:amplification_work", spectra=True),
+    "ablation": Measure(
+        "analysis.mechanism:ablation", "a group's gradient in full, along the global one, and without it: share, alignment, rise",
+        _VECTORS, "Chen et al. 2026 (GKP-GSA), Table 5", _GRADIENTS, "analysis.mechanism:ablation_work", spectra=True),
     "toy": Measure("analysis.toys:toy", "steps to escape a two-dimensional saddle against the radius rho, beside closed forms",
                    "nothing", "Rangwani et al. 2022, theory; Kim et al. 2023", ("batches", "seed"), at_checkpoint=False),
 }
