@@ -24,6 +24,7 @@ COMMANDS = {
     "spectrum": "scripts.compute_spectrum",
     "surface": "scripts.compute_surface",
     "figures": "scripts.draw_figures",
+    "report": "scripts.write_report",
     "export": "scripts.export_records",
     "study": "scripts.run_study",
     "import": "scripts.import_weights",

@@ -1,0 +1,79 @@
+"""What the numbers and words of a page mean: the one place where they are defined.
+
+QUANTITIES is the table of the README, "Which number to trust"; a test keeps the two alike, and `readme_rows` writes its
+lines. WORDS explains what a reader from another field may not know.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One row of the README's table: backticks around names in code, asterisks around what is stressed."""
+
+    name: str
+    meaning: str
+    uncertainty: str
+
+
+QUANTITIES = (
+    Quantity("`lambda_min`, `lambda_max`", "extreme eigenvalues of the group's Hessian",
+             "residual |Hv − λv|, recomputed: some eigenvalue is that near. The sign is *verified* when a float64 product "
+             "confirms it."),
+    Quantity("`missed_below`", "where an undetected eigenvalue may still lie",
+             "probability bound of Kuczyński and Woźniakowski (1992). Absence of negative curvature is never verified."),
+    Quantity("`negative_mass`", "fraction of eigenvalues below −threshold",
+             "quadrature bracket, widened by the interval over probes; the threshold is relative (1e-3 of max |λ|) and shared "
+             "in a table"),
+    Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),
+    Quantity("`trace`", "sum of all eigenvalues", "t interval over its own probes, the extreme pairs deflated"),
+    Quantity('intervals "over seeds"', "spread between training runs",
+             "Student's t; with three seeds it is wide, and that is the truth"),
+)
+
+WORDS = {
+    "long-tailed data":
+        "Many images of a few classes, few images of many. Imbalance is the largest class's number of training images over "
+        "the smallest's.",
+    "head, tail":
+        "The classes with at least η training images, and those with fewer. Many, medium and few are the same in three parts.",
+    "group's loss":
+        "Cross-entropy averaged over the images of the group's classes, in nats: 0 where every image is surely right, the "
+        "logarithm of the number of classes where the network guesses.",
+    "Hessian":
+        "The matrix of second derivatives of a group's loss by the network's parameters. Its eigenvalues, in nats / "
+        "parameter², are the curvatures of the loss: positive where it rises both ways along the eigenvector, negative where "
+        "it falls both ways.",
+    "gradient norm":
+        "How steep the group's loss is, |∇L|. Where it is not small the point is no critical point, whatever the curvature.",
+    "strict saddle":
+        "A point of nearly no gradient, |∇L| ≤ ε_g, with negative curvature beyond −ε_H. The two tolerances are stated "
+        "beside every verdict.",
+    "slope that bends down":
+        "Negative curvature beyond −ε_H is proved, but the gradient is not small: the loss is still falling, and faster and "
+        "faster along that direction.",
+    "no negative curvature found":
+        "The search reached down to a stated resolution and found none. An eigenvalue below that may have been missed with "
+        "the stated probability; it is not the same as a minimum.",
+    "undecided":
+        "The records decide neither; the reason stands beside it.",
+    "verified":
+        "The curvature along the eigenvector was computed once more in float64, and its sign stands beyond rounding.",
+    "converged":
+        "The residual is below the tolerance asked for. A value that has not converged still proves that the true end lies "
+        "at least as far out.",
+    "SGD, SAM, ImbSAM, SSE-SAM":
+        "Stochastic gradient descent; sharpness-aware minimisation, which takes the gradient at a point uphill; SAM uphill "
+        "on the tail's loss alone; SAM uphill on head and tail by radii of their own, the head's only during the first stage.",
+    "α, β":
+        "Coordinates on a line or plane through the weights that training reached, which lie at 0. Along random directions "
+        "they are in filter norms (1: every filter moved by its own norm), along eigenvectors in units of the parameters.",
+    "seed":
+        "What one training run differs in from another of the same settings: initial weights and order of the images.",
+}
+
+
+def readme_rows() -> list[str]:
+    """Return the lines of the README's table below its head."""
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in (row.name, row.meaning, row.uncertainty)) + " |"
+            for row in QUANTITIES]
