@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landscape.data import LongTailData
 from landscape.errors import InputError
+from landscape.views import NUM_VIEWS, Views
 
 BLOCK = 2048  # images at a time; part of what a seed stands for, since augmentation is drawn block by block
 
@@ -25,11 +26,12 @@ def batch_sizes(num_images: int, batch_size: int) -> list[int]:
 
 
 def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augmentation_seed: int | None,
-                     dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+                     dtype: torch.dtype, views: Views | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalized training images (B, C, H, W) and their labels (B,) in batches of the given sizes.
 
-    The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none. A batch lacks the
-    broken images that are to be skipped; one that has no other is an InputError.
+    The order is drawn on the CPU, the augmentation on the images' device; without a seed there is none. With `views`
+    images come as (B, V, C, H, W), each augmented in V ways. A batch lacks the broken images that are to be skipped; one that
+    has no other is an InputError.
     """
     device = data.train.labels.device
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(order_seed)).to(device)
@@ -38,8 +40,14 @@ def shuffled_batches(data: LongTailData, sizes: list[int], order_seed: int, augm
     pieces = order.split([sum(parts) for parts in blocks])
     for (images, labels), parts in zip(data.train.batches(pieces, augmentation_seed), blocks):
         parts = parts if len(labels) == sum(parts) else [_rest(len(labels), *parts, data)]
-        images = images if draws is None else data.augmentation(images, draws)
+        images = _augmented(images, data, draws, views)
         yield from zip(data.inputs(images, dtype).split(parts), labels.split(parts))
+
+
+def _augmented(images: Tensor, data: LongTailData, draws: torch.Generator | None, views: Views | None) -> Tensor:
+    if draws is None:
+        return images if views is None else images.unsqueeze(1).expand(-1, NUM_VIEWS, -1, -1, -1)
+    return data.augmentation(images, draws) if views is None else views(images, draws)
 
 
 def _rest(found: int, size: int, data: LongTailData) -> int:

@@ -94,11 +94,12 @@ def _prior_shift(counts: Tensor, tau: float) -> Tensor:
 
 
 # name -> builder(class_counts, *, options with defaults): a new loss is one row.
-LOSSES: dict[str, Callable[..., nn.Module]] = {
+LOSSES: dict[str, str | Callable[..., nn.Module]] = {
     "CE": cross_entropy,
     "LDAM": ldam,
     "LA": logit_adjustment,
     "VS": vector_scaling,
+    "BCL": "landscape.contrastive:balanced_contrastive_learning",
 }
 ALIASES = {"VA": "LA"}  # the SSE-SAM README's spelling
 
@@ -120,8 +121,8 @@ def loss_name(name: str) -> str:
 
 def builder_of(name: str) -> Callable[..., nn.Module]:
     """Return what builds a loss: its row of LOSSES, or what "module:callable" names."""
-    name = loss_name(name)
-    return LOSSES[name] if name in LOSSES else find_named(name)
+    found = LOSSES.get(name := loss_name(name), name)
+    return find_named(found) if isinstance(found, str) else found
 
 
 def loss_options(name: str) -> dict[str, object]:
@@ -133,6 +134,11 @@ def loss_options(name: str) -> dict[str, object]:
 def needs_cosine_head(name: str, **options) -> bool:
     """Tell whether a loss expects the cosines of a cosine head: only LDAM in the paper's form."""
     return loss_name(name) == "LDAM" and options.get("form", "paper") == "paper"
+
+
+def needs_views(name: str) -> bool:
+    """Tell whether a loss contrasts views of an image, and so needs views, and a network with projection heads: only BCL."""
+    return loss_name(name) == "BCL"
 
 
 def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:
