@@ -111,12 +111,17 @@ def run(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace):
     """Check what can be checked without the run, before anything heavy is loaded."""
     from analysis.settings import Making, SpectrumSettings
-    for word in args.group:
-        if not GROUPS.fullmatch(word):
-            raise InputError(f"group {word!r} is unknown: expected some of all, head, tail, many, medium, few, class:N, classes")
+    check_groups(args.group)
     check_device(args.device)
     settings = SpectrumSettings(**{f.name: getattr(args, f.name) for f in fields(SpectrumSettings)})
     return settings, Making(args.engine, args.microbatch, args.memory)
+
+
+def check_groups(words: list[str]) -> None:
+    """Refuse the name of no class group; whether the data have it is for the run to tell."""
+    for word in words:
+        if not GROUPS.fullmatch(word):
+            raise InputError(f"group {word!r} is unknown: expected some of all, head, tail, many, medium, few, class:N, classes")
 
 
 def check_device(name: str) -> None:
@@ -136,7 +141,7 @@ def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
         tell(args, f"{store.path}: reading data")
         with main_first():      # where data are downloaded, once
             subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
-        groups = _groups(subject, args.group)
+        groups = named_groups(subject, args.group)
         _say_plan(args, store, epochs, groups, settings)
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, groups, settings, making).document})
@@ -251,7 +256,7 @@ def chosen_epochs(store, wanted: list[str]) -> list[int]:
     return sorted(chosen)
 
 
-def _groups(subject, wanted: list[str]) -> list[str]:
+def named_groups(subject, wanted: list[str]) -> list[str]:
     """Return the groups asked for, each known and not empty."""
     names = [name for word in wanted
              for name in ([f"class:{c}" for c in range(subject.data.num_classes)] if word == "classes" else [word])]

@@ -2,6 +2,7 @@
 
     of_spectra(subject, groups, epochs, settings)   products of one microbatch of the largest and of the smallest group
     of_surfaces(subject, settings, surfaces)        the forward pass of one batch
+    of_gradients(subject, settings, images)         the gradient of one batch
     of_training(config, data)                       a few steps
 
 Times are scaled by the number of images, products, points and steps. Limits count as reached, so spectra may end sooner.
@@ -96,6 +97,16 @@ def of_surfaces(subject, surfaces: Sequence) -> Forecast:
         held = sum(images.nbytes for images, _ in batches)
         total += Forecast({"points": points}, points * each, total.bytes + held, str(subject.device))
     return total
+
+
+def of_gradients(subject, settings, images: int) -> Forecast:
+    """Time the gradient of one batch, for that of so many images."""
+    from analysis.similarity import mean_gradient
+    from analysis.subject import group_batches
+    batch = group_batches(subject, "all", settings)[0][:1]
+    model, loss = subject.cast(settings.dtype), subject.loss("CE")
+    seconds = min(_timed(lambda: mean_gradient(model, loss, batch))[0] for _ in range(2)) / len(batch[0][1])
+    return Forecast({"image gradients": images}, images * seconds, _memory_now(subject.device), str(subject.device))
 
 
 def of_training(config, data) -> Forecast:
