@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from figures import accuracy, latex, mechanism, overview, saddle, spectrum, style, surface
+from figures import accuracy, cost, latex, mechanism, overview, quality, robustness, saddle, spectrum, style, surface, toy
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -95,12 +95,24 @@ CATALOGUE = {
     "amplification": Entry(mechanism.draw_amplification, "amplification of the gradient along v, measured against predicted",
                            "amplification", "Rangwani et al. 2022, theory", mechanism.amplification_table, item=9,
                            quantity="amplification", command=_MEASURE.format("amplification")),
+    "toy": Entry(toy.draw_toy, "steps to leave toy saddles against rho, with closed forms", "toy",
+                 "Rangwani et al. 2022, theory; Lyu et al. 2025, theory", toy.toy_table, item=10, quantity="escape steps",
+                 command=_MEASURE.format("toy")),
     "similarity": Entry(mechanism.draw_similarity, "cosine of group gradients with those of mini-batches, as bars", "similarity",
                         "Chen et al. 2026, Fig. 6", mechanism.similarity_table, item=13, quantity="similarity",
                         command=_MEASURE.format("similarity") + " --epoch all"),
     "ablation": Entry(mechanism.draw_ablation, "group gradients in full, projected on the global one, and with it removed",
                       "ablation", "Chen et al. 2026, Table 5", mechanism.ablation_table, item=15, quantity="ablation",
                       command=_MEASURE.format("ablation")),
+    "quality": Entry(quality.draw_quality, "feature quality of groups over epochs, as published and as released", "quality",
+                     "Chen et al. 2026, Fig. 2", quality.quality_table, item=14, quantity="feature quality",
+                     command=_MEASURE.format("quality") + " --epoch all"),
+    "cost": _table(cost.print_cost_table, "forwards, backwards and seconds of a training step", "cost",
+                   "Lyu et al. 2025 (SSE-SAM), cost", cost.cost_table, item=16, quantity="cost of a step",
+                   command=_MEASURE.format("cost")),
+    "robustness": Entry(robustness.draw_robustness, "lambda_min under other choices of how it is measured", "robustness",
+                        "none; the papers' own settings side by side", robustness.robustness_table, item=18,
+                        quantity="lambda_min", command=_MEASURE.format("robustness")),
 }
 
 

@@ -247,11 +247,10 @@ def _alignment_handles(names: Sequence[str], table: pd.DataFrame) -> list[Line2D
 def _amplification_handles(names: Sequence[str]) -> list:
     opts = dict.fromkeys(name.partition("_")[0] for name in names)
     handles = [Line2D([], [], color=style.look(opt).color, linestyle="", marker="o", label=style.look(opt).name) for opt in opts]
+    handles += [Line2D([], [], color=style.MUTED, linestyle="", marker="o", markerfacecolor="white", label="within rounding"),
+                Patch(color="#EEEEEE", label="|predicted| < 1")]
     handles += [Line2D([], [], color=style.MUTED, linestyle="", marker=marker, label=text) for _, _, marker, text in REGIONS]
-    return [*handles, Line2D([], [], color=style.MUTED, linestyle="", marker="o", markerfacecolor="white",
-                             label="within rounding"),
-            Line2D([], [], color="black", linewidth=0.7, label="measured = predicted"),
-            Patch(color="#EEEEEE", label="|predicted| < 1")]
+    return [*handles, Line2D([], [], color="black", linewidth=0.7, label="measured = predicted")]
 
 
 def _size(record: Measurement) -> str:
