@@ -1,8 +1,8 @@
 """Test accuracy of class groups: curves over epochs, and tables drawn as they would be printed.
 
 Curves are means over seeds with Student's t band; a vertical line marks SSE-SAM's second stage or deferred re-weighting
-(overview figure of Lyu et al. 2025). Tables are `analysis.summary` tables, cell by cell: what is printed is what the CSV
-beside it holds. A group without classes is written "absent".
+(overview figure of Lyu et al. 2025). Tables are those of `analysis.summary` and `analysis.outcomes`, cell by cell: what is
+printed is what the CSV beside it holds. A group without classes is written "absent".
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import summary
+from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
+from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from figures import style
 from figures.options import Options
@@ -52,16 +53,46 @@ def draw_accuracy_curves(runs: Comparison, options: Options) -> Figure:
     return made.figure
 
 
+def draw_stages(runs: Comparison, options: Options) -> Figure:
+    """Draw accuracy over epochs, a panel a class group one below the other, the second stage on tinted ground."""
+    groups, switches = runs.present(options.groups), {members[0].switch for members in runs.members.values()} - {None}
+    if not switches:
+        raise RecordError("no run has a second stage or deferred re-weighting: train one with --opt ssesam --gamma 0.7, or with "
+                          "--drw_epoch; accuracy_curves draws the others")
+    made = panels(groups, [""], 1.75, first=0.6, each=4.4, share_y="none")
+    for group in groups:
+        for opt in runs.optimizers:
+            plot_accuracy(made[group, ""], summary.accuracy_over_epochs(runs, opt, group, options.level), opt=opt)
+        _mark_stages(made[group, ""], sorted(switches), max(member.config["epochs"] for member in runs.everyone))
+    made.name(group_names(groups), {})
+    made.label_x("epoch")
+    made.label_y("test accuracy [%]")
+    style.shared_legend(made.figure, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
+                        style.describe(runs) + band_note(runs, options))
+    return made.figure
+
+
+def stages_table(runs: Comparison, options: Options) -> pd.DataFrame:
+    """Return what the curves of accuracy and the stages hold: index (opt, group, epoch), value, low, high in [0, 1], switch."""
+    frames = [summary.accuracy_over_epochs(runs, opt, group, options.level).rename_axis("epoch").reset_index().assign(
+        opt=opt, group=group, switch=runs.members[opt][0].switch) for group in runs.present(options.groups)
+        for opt in runs.optimizers]
+    return pd.concat(frames).set_index(["opt", "group", "epoch"])
+
+
 def print_accuracy_table(runs: Comparison, options: Options) -> Printed:
-    """Return Many, Medium, Few, Head, Tail and All accuracy in percent, a row an optimizer."""
-    table = summary.accuracy_table(runs, options.epoch, level=options.level)
-    cells = tuple(tuple(summary.cell(row, group, percent=True) for group in summary.ACCURACY_GROUPS)
+    """Return Many, Medium, Few, Head, Tail and All accuracy in percent, a row an optimizer and choice of epoch and flips."""
+    table = outcomes.accuracy_outcomes(runs, options.epoch, level=options.level)
+    cells = tuple((row["epochs"], *(summary.cell(row, group, percent=True) for group in summary.ACCURACY_GROUPS))
                   for _, row in table.iterrows())
-    epochs = ", ".join(str(epoch) for epoch in dict.fromkeys(table["epoch"]))
+    looks = [style.look(opt) for opt, _ in table.index]
+    mark = "; * what the runs report as their result" if table["result"].any() else ""
     return Printed(
-        heads=tuple(group.capitalize() for group in summary.ACCURACY_GROUPS), cells=cells,
-        names=tuple((style.look(opt).name, style.look(opt).color) for opt in table.index),
-        caption=f"test accuracy [%], {style.describe(runs)}, epoch {epochs}{interval_note(runs, options)}")
+        heads=("epoch", *(group.capitalize() for group in summary.ACCURACY_GROUPS)), cells=cells,
+        names=tuple((f"{look.name}, {how}{' *' if own else ''}", look.color)
+                    for look, (_, how), own in zip(looks, table.index, table["result"])),
+        gaps=changes([opt for opt, _ in table.index]),
+        caption=f"test accuracy [%], {style.describe(runs)}{interval_note(runs, options)}{mark}")
 
 
 def print_curvature_table(runs: Comparison, options: Options) -> Printed:
@@ -73,7 +104,7 @@ def print_curvature_table(runs: Comparison, options: Options) -> Printed:
         names=tuple((f"{style.group_name(group)}, {style.look(opt).name}", style.look(opt).color) for group, opt in table.index),
         cells=tuple(tuple(summary.cell(row, name) for name in CURVATURE_COLUMNS) for _, row in table.iterrows()),
         caption=f"eigenvalues and trace in nats / parameter$^2$, negative mass below {limit}; {style.describe(runs)}, "
-                f"epoch {table['epoch'].iloc[0]}{_inexact_note(runs, table)}{interval_note(runs, options)}")
+                f"epoch {table['epoch'].iloc[0]}{_inexact_note(runs, table)}{interval_note(runs, options)}{_own_note(runs)}")
 
 
 def optimizer_handles(optimizers: Sequence[str]) -> list[Line2D]:
@@ -91,3 +122,28 @@ def _inexact_note(runs: Comparison, table: pd.DataFrame) -> str:
 def interval_note(runs: Comparison, options: Options) -> str:
     """Return what the ± of a table over seeds is; nothing for one seed."""
     return f", mean ± {100 * options.level:g} % t interval over seeds" if runs.num_seeds > 1 else ""
+
+
+def band_note(runs: Comparison, options: Options) -> str:
+    """Return what the bands of curves over seeds are; nothing for one seed."""
+    return f", bands: {100 * options.level:g} % t over seeds" if runs.num_seeds > 1 else ""
+
+
+def _own_note(runs: Comparison) -> str:
+    """Return which intervals are not that of Student: the mass keeps its quadrature bracket, a single run brings its own."""
+    counts = {len(members) for members in runs.members.values()}
+    several = "; negative mass: [low, high] of the t limits of its quadrature brackets" if max(counts) > 1 else ""
+    return several + ("; one seed: ratio within residuals, mass within quadrature and probes, trace over probes"
+                      if 1 in counts else "")
+
+
+def _mark_stages(ax: Axes, switches: Sequence[int], last: int) -> None:
+    """Tint and name what comes after a single switch; several are lines alone."""
+    for switch in switches:
+        style.mark_switch(ax, switch)
+    if len(switches) == 1:
+        ax.axvspan(switches[0], last, color="#F2F2F2", linewidth=0, zorder=0)
+        for x, side, text in ((switches[0], "right", "stage I"), (switches[0], "left", "stage II")):
+            ax.annotate(text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if side == "right" else 3, 2), ha=side,
+                        va="bottom", textcoords="offset points", fontsize=style.SMALL, color=style.MUTED)
+    ax.set_xlim(right=last)

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import summary
+from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
+from checkpoints.variants import LOSS
 from figures import accuracy, cost, latex, mechanism, overview, quality, robustness, saddle, spectrum, style, surface, toy
 from figures.options import Options
 from figures.tables import Printed, figure_of
@@ -37,6 +38,8 @@ class Entry:
     quantity: str = ""               # what is plotted, by its name in the README's list of quantities
     command: str = SPECTRUM          # makes the records
     printed: Callable[[Comparison, Options], Printed] | None = None      # a table as text: drawn, and written for LaTeX
+    vary: tuple[str, ...] = ()       # settings that runs of one optimizer may differ in: see checkpoints.variants
+    groups: Callable[[Comparison, int | None], tuple[str, ...]] | None = None   # drawn by default; None: head and tail
 
 
 def _table(printed: Callable[[Comparison, Options], Printed], *rest: Any, **options: Any) -> Entry:
@@ -44,7 +47,7 @@ def _table(printed: Callable[[Comparison, Options], Printed], *rest: Any, **opti
 
 
 def _accuracies(runs: Comparison, options: Options) -> pd.DataFrame:
-    return summary.accuracy_table(runs, options.epoch, level=options.level)
+    return outcomes.accuracy_outcomes(runs, options.epoch, level=options.level)
 
 
 def _curvatures(runs: Comparison, options: Options) -> pd.DataFrame:
@@ -77,12 +80,15 @@ CATALOGUE = {
                         _RANGWANI + ", values of class-wise spectra", _over_epochs("lambda_min"), quantity="lambda_min",
                         command=_SWEEP),
     "curvature_table": _table(accuracy.print_curvature_table, "lambda_min, lambda_max, extreme ratio, negative mass, trace",
-                              "spectra", _RANGWANI + ", values", _curvatures, item=4,
+                              "spectra", _RANGWANI + ", values", _curvatures, item=4, vary=LOSS,
                               quantity=f"{_ENDS}, extreme_ratio, negative_mass, trace"),
-    "accuracy_table": _table(accuracy.print_accuracy_table, "test accuracy of Many, Medium, Few, Head, Tail, All", "metrics",
-                             _LYU + ", README table", _accuracies, item=5, quantity="test accuracy", command=TRAIN),
+    "accuracy_table": _table(accuracy.print_accuracy_table, "test accuracy of Many, Medium, Few, Head, Tail, All: last epoch and "
+                             "best on the test set, with and without flips", "metrics", _LYU + ", README table", _accuracies,
+                             item=5, quantity="test accuracy", command=TRAIN, vary=LOSS),
     "accuracy_curves": Entry(accuracy.draw_accuracy_curves, "test accuracy over epochs", "metrics", _LYU + ", overview",
-                             item=6, quantity="test accuracy", command=TRAIN),
+                             accuracy.stages_table, quantity="test accuracy", command=TRAIN),
+    "stages": Entry(accuracy.draw_stages, "accuracy of head and tail over epochs, before and after the switch", "metrics",
+                    _LYU + ", overview", accuracy.stages_table, item=6, quantity="test accuracy", command=TRAIN),
     "lines": Entry(surface.draw_lines, "loss along lines, with lambda alpha^2 / 2 where lambda is known", "lines",
                    "Li et al. 2018", item=11, quantity="loss", command=SURFACE + " --dims 1"),
     "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes", "Li et al. 2018; Chen et al. 2026, Fig. 2",

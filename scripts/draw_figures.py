@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.comparison import Comparison, compare
+from checkpoints.comparison import Comparison, Member, compare
 from checkpoints.errors import RecordError
 from checkpoints.run_file import FILE_NAME
 from checkpoints.store import RunStore
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", default="relative", choices=["relative", "published"],
                         help="of spectra: scale-free, or "
                         "with the constants of the papers")
+    parser.add_argument("--vary", nargs="+", default=[], metavar="SETTING", help="settings that runs of one optimizer may differ "
+                        "in, each value a pool of its own, such as lr (default: those that the figure is about)")
     parser.add_argument("--surface", metavar="SURFACE", help="plane to draw (default: the first that all runs have)")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals and bands, between 0 and 1")
     parser.add_argument("--rc", nargs="+", default=[], metavar="KEY=VALUE",
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or _default_folder(args.runs)
     if (folder / "__init__.py").exists():
         raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
-    written, refused = draw_all(names, compare_folders(args.runs), folder, args)
+    written, refused = draw_all(names, open_runs(args.runs), folder, args)
     if not written and args.name != "all":
         raise RecordError(refused[args.name])
     _report(args, folder, written, refused)
@@ -80,15 +82,19 @@ def listing(catalogue: Mapping[str, Any]) -> str:
     return "\n".join([head, *blocks, "", "Names of quantities are those of the README, \"Which number to trust\"."])
 
 
-def draw_all(names: list[str], runs: Comparison, folder: Path, args: argparse.Namespace):
-    """Return {name: paths} of the figures written, and {name: reason} of those whose records are absent."""
-    from figures.catalogue import write
+def draw_all(names: list[str], members: list[Member], folder: Path, args: argparse.Namespace):
+    """Return {name: paths} of the figures written, and {name: reason} of those whose records are absent.
+
+    Runs are pooled for each figure: what one refuses to mix may be what another is about.
+    """
+    from figures.catalogue import entry, write
     written: dict[str, list[Path]] = {}
     refused: dict[str, str] = {}
     with Progress(len(names), "figures", quiet=args.quiet, unit="figure") as progress:
         for name in names:
             progress.set_description(name)
             try:
+                runs = compare(members, vary=(*entry(name).vary, *args.vary))
                 written[name] = write(name, runs, folder, _options(args, name, runs), args.format, args.dpi)
             except RecordError as error:
                 refused[name] = str(error)
@@ -98,8 +104,13 @@ def draw_all(names: list[str], runs: Comparison, folder: Path, args: argparse.Na
 
 def compare_folders(paths: list[Path]) -> Comparison:
     """Open every run folder among or below `paths` and pool them."""
+    return compare(open_runs(paths))
+
+
+def open_runs(paths: list[Path]) -> list[Member]:
+    """Open every run folder among or below `paths`."""
     found = dict.fromkeys(folder for path in paths for folder in run_folders(path))
-    return compare(RunStore.open(folder) for folder in found)
+    return [Member(RunStore.open(folder)) for folder in found]
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -138,7 +149,8 @@ def _options(args: argparse.Namespace, name: str, runs: Comparison):
     rc = dict(_setting(text) for text in args.rc)
     groups = HALVES
     if "spectra" in CATALOGUE[name].records:
-        groups = _named(args.group, runs) if args.group else groups_with_spectra(runs, args.epoch)
+        default = CATALOGUE[name].groups or groups_with_spectra
+        groups = _named(args.group, runs) if args.group else default(runs, args.epoch)
     return Options(args.epoch, groups, args.style, args.surface, args.level, args.width, rc)
 
 

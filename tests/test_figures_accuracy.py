@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis import summary
+from analysis import outcomes, summary
 from checkpoints.comparison import compare
+from checkpoints.errors import RecordError
 from figures import accuracy, style
 from figures.options import Options
 from figures.tables import draw_printed
@@ -45,9 +46,44 @@ def test_each_group_has_a_panel_and_each_optimizer_a_line(runs):
 def test_the_drawn_accuracy_table_is_the_table(runs):
     with style.context():
         drawn = texts_of(draw_printed(accuracy.print_accuracy_table(runs, Options())))
-    table = summary.accuracy_table(runs)
-    assert drawn[:6] == ["Many", "Medium", "Few", "Head", "Tail", "All"]
-    assert drawn[6:13] == ["SGD"] + [summary.cell(table.loc["sgd"], group, True) for group in summary.ACCURACY_GROUPS]
+    table = outcomes.accuracy_outcomes(runs)
+    assert drawn[:7] == ["epoch", "Many", "Medium", "Few", "Head", "Tail", "All"]
+    for how, name in (("last epoch", "SSE-SAM, last epoch *"), ("best on the test set", "SSE-SAM, best on the test set")):
+        place, row = drawn.index(name), table.loc[("ssesam", how)]
+        cells = [summary.cell(row, group, True) for group in summary.ACCURACY_GROUPS]
+        assert drawn[place + 1:place + 8] == [row["epochs"], *cells]
+
+
+def test_the_table_marks_the_result_that_the_runs_report():
+    run = fake_run(groups=(), selection="test_best")
+    printed = accuracy.print_accuracy_table(compare([run]), Options())
+    assert [name for name, _ in printed.names] == ["SGD, last epoch", "SGD, best on the test set *"]
+    assert "* what the runs report as their result" in printed.caption
+
+
+def test_stages_tint_what_follows_the_switch(runs):
+    with style.context():
+        figure = accuracy.draw_stages(runs, Options())
+    assert [[text.get_text() for text in ax.texts if "stage" in text.get_text()] for ax in figure.axes] \
+        == [["stage I", "stage II"]] * 2
+    spans = [patch.get_extents() for patch in figure.axes[0].patches]
+    assert len(spans) == 1
+    table = accuracy.stages_table(runs, Options())
+    line = next(line for line in figure.axes[1].lines if line.get_color() == style.look("ssesam").color)
+    assert list(line.get_ydata()) == pytest.approx(list(100 * table.sort_index().loc[("ssesam", "tail"), "value"]))
+    assert set(table["switch"].dropna()) == {42}
+
+
+def test_without_a_switch_there_are_no_stages():
+    with pytest.raises(RecordError, match="--opt ssesam --gamma 0.7"):
+        accuracy.draw_stages(compare([fake_run("sgd", groups=())]), Options())
+
+
+def test_captions_tell_which_interval_is_which(runs):
+    several = accuracy.print_curvature_table(runs, Options()).caption
+    assert "t interval over seeds; negative mass: [low, high] of the t limits of its quadrature brackets" in several
+    single = accuracy.print_curvature_table(compare([fake_run("sgd", epochs=(60,), probes=2, steps=6)]), Options()).caption
+    assert "one seed: ratio within residuals, mass within quadrature and probes" in single and "over seeds" not in single
 
 
 def test_an_absent_group_is_written_absent():
@@ -55,7 +91,7 @@ def test_an_absent_group_is_written_absent():
     run.table = run.table.drop(columns="test_accuracy/tail")
     with style.context():
         drawn = texts_of(draw_printed(accuracy.print_accuracy_table(compare([run]), Options())))
-    assert drawn.count("absent") == 1
+    assert drawn.count("absent") == 2
 
 
 def test_the_drawn_curvature_table_is_the_table(runs):
