@@ -38,6 +38,7 @@ from landscape.errors import InputError
 from landscape.parameters import flatten, trainable
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+Counter = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,30 @@ class Ends:
 
 
 def converged_ends(operator: LinearOperator, *, num_matvecs: int, tol: float, max_matvecs: int,
-                   generator: torch.Generator) -> Ends:
-    """Return both ends, followed from one Lanczos run until their residuals are within tol |value| or the products are spent."""
-    source = krylov(operator, num_matvecs=min(num_matvecs, operator.size), num_probes=1, generator=generator, num_ritz=4)
-    return _of_pairs(source, tol, max_matvecs, generator)
+                   generator: torch.Generator, progress: Counter | None = None) -> Ends:
+    """Return both ends, followed from one Lanczos run until their residuals are within tol |value| or the products are spent.
+
+    `progress` is told of every product.
+    """
+    source = _source(operator, num_matvecs, 1, generator, progress)
+    return _of_pairs(source, tol, max_matvecs, generator, progress)
 
 
-def joined_ends(operator: LinearOperator, *, num_probes: int, num_matvecs: int, generator: torch.Generator) -> list[Ends]:
+def joined_ends(operator: LinearOperator, *, num_probes: int, num_matvecs: int, generator: torch.Generator,
+                progress: Counter | None = None) -> list[Ends]:
     """Return what m steps from several starts find without a restart: from each start alone, and at last from all together."""
-    source = krylov(operator, num_matvecs=min(num_matvecs, operator.size), num_probes=num_probes, generator=generator, num_ritz=4)
+    source = _source(operator, num_matvecs, num_probes, generator, progress)
     alone = [tridiagonal_ends(*row) for row in zip(source.alphas, source.betas)]
-    return alone + ([_of_pairs(source, 0.0, 0, generator)] if num_probes > 1 else [])
+    return alone + ([_of_pairs(source, 0.0, 0, generator, progress)] if num_probes > 1 else [])
 
 
-def ends_by_steps(operator: LinearOperator, steps: Sequence[int], generator: torch.Generator) -> dict[int, Ends]:
+def ends_by_steps(operator: LinearOperator, steps: Sequence[int], generator: torch.Generator,
+                  progress: Counter | None = None) -> dict[int, Ends]:
     """Return what one start finds after each number of steps; more steps than the matrix is wide are left out."""
     steps = [m for m in sorted(set(steps)) if m <= operator.size]
     if not steps or steps[0] < 1:
         raise InputError(f"steps={steps} are out of range: expected 1 <= steps <= size={operator.size}, at least one")
-    source = krylov(operator, num_matvecs=steps[-1], num_probes=1, generator=generator)
+    source = _source(operator, steps[-1], 1, generator, progress)
     return {m: tridiagonal_ends(source.alphas[0, :m], source.betas[0, :m]) for m in steps}
 
 
@@ -85,8 +91,14 @@ def tridiagonal_ends(alphas: np.ndarray, betas: np.ndarray) -> Ends:
     return Ends(float(values[0]), float(residuals[0]), float(values[-1]), float(residuals[-1]), m)
 
 
-def _of_pairs(source: Krylov, tol: float, max_matvecs: int, generator: torch.Generator) -> Ends:
-    pairs = extreme_eigenpairs(source, 1, tol=tol, max_matvecs=max_matvecs, generator=generator, verify=False)
+def _source(operator: LinearOperator, num_matvecs: int, num_probes: int, generator: torch.Generator,
+            progress: Counter | None, num_ritz: int = 4) -> Krylov:
+    return krylov(operator, num_matvecs=min(num_matvecs, operator.size), num_probes=num_probes, generator=generator,
+                  num_ritz=num_ritz, progress=progress)
+
+
+def _of_pairs(source: Krylov, tol: float, max_matvecs: int, generator: torch.Generator, progress: Counter | None) -> Ends:
+    pairs = extreme_eigenpairs(source, 1, tol=tol, max_matvecs=max_matvecs, generator=generator, verify=False, progress=progress)
     (lower, upper), (lower_residual, upper_residual) = pairs.values[[0, -1]], pairs.residuals[[0, -1]]
     return Ends(float(lower), float(lower_residual), float(upper), float(upper_residual), pairs.num_matvecs)
 
@@ -105,13 +117,14 @@ class Redrawn(Operator):
         return self._draw(self._calls).matmat(V)
 
 
-def redrawn_ends(operator: Redrawn, *, num_matvecs: int, generator: torch.Generator) -> tuple[Ends, float]:
+def redrawn_ends(operator: Redrawn, *, num_matvecs: int, generator: torch.Generator,
+                 progress: Counter | None = None) -> tuple[Ends, float]:
     """Return the extreme Ritz values of one Lanczos run as published, and the inconsistency ||Hv - H'v|| / ||Hv||.
 
     The residuals are those of the Ritz vectors at another draw, where the recurrence's own would say that all is well. v is
     the Ritz vector of the lower end, H and H' two more draws.
     """
-    source = krylov(operator, num_matvecs=min(num_matvecs, operator.size), num_probes=1, generator=generator, num_ritz=1)
+    source = _source(operator, num_matvecs, 1, generator, progress, num_ritz=1)
     found = tridiagonal_ends(source.alphas[0], source.betas[0])
     V = source.ritz.vectors[[0, -1]]
     V = V / V.norm(dim=1, keepdim=True)

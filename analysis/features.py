@@ -25,6 +25,7 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from analysis.kernels import reproducible_kernels
+from analysis.table import LEVEL, Table, table
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError
 from landscape.models import CosineHead
@@ -50,6 +51,39 @@ class Quality:
     images: int         # of all classes of the group
     classes: int        # for which the measure is defined
     undefined: tuple[int, ...]  # the other classes of the group
+
+
+def quality(case) -> Table:
+    """Return both measures of every group and class of a `Case`, on its training images; one row a group and measure."""
+    subject, settings = case.subject, case.settings
+    if settings.split != "train":
+        raise InputError(f"split={settings.split!r} is out of range for quality: nothing may be chosen on the test images; "
+                         "expected train")
+    features, labels = classifier_features(subject.cast(settings.dtype), _all_images(case))
+    case.progress(len(labels) // 3)
+    subject.cast("float32")
+    groups = {name: subject.groups.select(name) for name in settings.groups}
+    found = feature_quality(features, labels, groups | {f"class:{c}": (c,) for c in range(len(subject.groups.counts))})
+    undefined = {q.group: list(q.undefined) for q in found if q.undefined}
+    rows = [{name: value for name, value in vars(q).items() if name != "undefined"} for q in found]
+    units = {"distance": "feature units", "variance": "feature units^2"}
+    about = {"features": features.shape[1], "images": len(labels), "beta": BETA, "level": LEVEL, "mode": "evaluation",
+             "interval": "images (jackknife)", "undefined": undefined, "split": settings.split}
+    return table(rows, units, about)
+
+
+def work(case) -> int:
+    """Return about how many image gradients `quality` takes: a forward is a third of one."""
+    return sum(case.num_images(half)[0] for half in _halves(case)) // 3
+
+
+def _all_images(case) -> list[tuple[Tensor, Tensor]]:
+    """Return the images of head and tail: with `max_samples`, so many of each, so that the tail is not lost in a subset."""
+    return [batch for half in _halves(case) for batch in case.images(half)[0]]
+
+
+def _halves(case) -> list[str]:
+    return [half for half in ("head", "tail") if case.subject.groups.classes[half]]
 
 
 def classifier_features(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +131,7 @@ def _vectors(model: nn.Module, images: Tensor, given: list[Tensor]) -> Tensor:
 
 
 def feature_quality(features: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]], *,
-                    level: float = 0.95) -> list[Quality]:
+                    level: float = LEVEL) -> list[Quality]:
     """Return both measures of every group, a set of classes, from features (N, F) and labels (N,)."""
     statistics = _Statistics.of(np.asarray(features, float), np.asarray(labels))
     return [_of_group(statistics, name, np.array(sorted(members), int), measure, level)

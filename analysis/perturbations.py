@@ -126,7 +126,7 @@ def minibatch_ascents(config: TrainConfig, data: LongTailData, model: nn.Module,
     like = next(model.parameters())
     steps = {names: TrainingStep(config, data, model, optimizer, like.device, like.dtype)
              for names, optimizer in _optimizers(config, model, rho).items()}
-    for inputs, labels in islice(_drawn(config, data, like.dtype, seed), number):
+    for inputs, labels in islice(drawn(config, data, like.dtype, seed), number):
         yield {name: move for names, step in steps.items()
                for name, move in zip(names, _moves(step, model, inputs, labels, epoch, seed))}
 
@@ -175,7 +175,7 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _drawn(config: TrainConfig, data: LongTailData, dtype: torch.dtype, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def drawn(config: TrainConfig, data: LongTailData, dtype: torch.dtype, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield mini-batches of training images without end, an epoch's after another's."""
     sizes = batch_sizes(len(data.train), config.batch_size)
     for epoch in count():

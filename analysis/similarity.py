@@ -11,8 +11,9 @@ mini-batches, since the statistics of one class's images are those of no trainin
 their sums over batches and their products in float64. A gradient of zero has no direction: NaN.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,15 +22,70 @@ from torch import Tensor, nn
 from analysis.intervals import t_interval
 from analysis.kernels import reproducible_kernels
 from analysis.objective import gradient_of
+from analysis.perturbations import drawn, null_alignment
+from analysis.table import LEVEL, Table, table
 from checkpoints.records import Estimate
 from landscape.batchnorm import batch_statistics, evaluation_mode
 from landscape.errors import InputError
 from landscape.parameters import trainable
 
 STATISTICS = ("running", "batch")
+Losses = Callable[[Tensor, Tensor], Tensor]
 
 
-def mean_gradient(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], *,
+def similarity(case) -> Table:
+    """Return the mean cosine of group and class gradients with those of mini-batches of a `Case`; one row a group or class.
+
+    The loss is the run's training loss, without deferred re-weighting; classes are the two largest and the two smallest.
+    with_head and with_tail are the cosines with the whole gradients of these, where they are among the groups.
+    """
+    subject, settings = case.subject, case.settings
+    model, loss, config = subject.cast(settings.dtype), subject.loss("training"), subject.config
+    gradients = {}
+    for name in _names(case):
+        gradients[name] = mean_gradient(model, loss, case.images(name)[0])
+        case.progress(case.num_images(name)[0])
+    minibatches = drawn(config, subject.data.to(subject.device), next(model.parameters()).dtype, settings.seed)
+    cosines = batch_cosines(gradients, _slopes(case, model, loss, islice(minibatches, settings.batches)))
+    subject.cast("float32")
+    rows = [{"group": name, "part": _part(case, name), **_interval(cosines[name]), "images": case.num_images(name)[0]}
+            | {f"with_{half}": cosine(gradient, gradients[half]) if half in gradients else np.nan for half in ("head", "tail")}
+            for name, gradient in gradients.items()]
+    size = len(next(iter(gradients.values())))
+    about = {"batches": settings.batches, "batch_size": config.batch_size, "augmented": config.augment, "mode": "evaluation",
+             "loss": config.loss, "level": LEVEL, "interval": f"{settings.batches} mini-batches", "d": size,
+             "null": null_alignment(size)}
+    return table(rows, {}, about)
+
+
+def work(case) -> int:
+    """Return how many image gradients `similarity` takes."""
+    return sum(case.num_images(name)[0] for name in _names(case)) + case.settings.batches * case.subject.config.batch_size
+
+
+def _names(case) -> list[str]:
+    classes = sum(extreme_classes(case.subject.groups.counts), ())
+    return list(dict.fromkeys([*case.settings.groups, *(f"class:{c}" for c in classes)]))
+
+
+def _slopes(case, model: nn.Module, loss: Losses, minibatches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    for images, labels in minibatches:
+        yield mean_gradient(model, loss, [(images, labels)])
+        case.progress(len(labels))
+
+
+def _part(case, name: str) -> str:
+    """Return whether all classes of a group are head or tail."""
+    classes, groups = set(case.subject.groups.select(name)), case.subject.groups.classes
+    return next((half for half in ("head", "tail") if classes <= set(groups[half])), "both")
+
+
+def _interval(cosines: np.ndarray) -> dict[str, float]:
+    found = mean_cosine(cosines)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def mean_gradient(model: nn.Module, loss: Losses, batches: Iterable[tuple[Tensor, Tensor]], *,
                   statistics: str = "running") -> Tensor:
     """Return the gradient (d,) of the mean loss over all samples of some batches, in float64; loss(logits, labels) -> (B,)."""
     parameters, total, count = list(trainable(model).values()), 0.0, 0
@@ -61,7 +117,7 @@ def batch_cosines(gradients: Mapping[str, Tensor], minibatches: Iterable[Tensor]
     return {name: np.array([row[i] for row in rows]) for i, name in enumerate(gradients)}
 
 
-def mean_cosine(cosines: Sequence[float], level: float = 0.95) -> Estimate:
+def mean_cosine(cosines: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the mean over mini-batches with Student's t interval; NaN limits for one batch.
 
     Batches of one epoch share no image, which makes the interval too wide rather than too narrow as they come to be all of it.
