@@ -28,26 +28,33 @@ class Case:
 
     store: RunStore
     open_subject: Callable[[], Subject]
-    epoch: int
+    epoch: int | None       # None: no checkpoint, any weights will do
     settings: MeasureSettings
     progress: Callable[[int], None] = field(default=lambda count: None)
 
-    @cached_property
+    @property
     def subject(self) -> Subject:
-        """The run's data, groups and model, with the weights of this checkpoint."""
-        subject = self.open_subject()
-        subject.load(self.epoch)
-        return subject
+        """The run's data, groups and model, with the weights of this checkpoint also where cases share it."""
+        if self.epoch is not None:
+            self._opened.load(self.epoch)
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Subject:
+        return self.open_subject()
 
     @property
     def place(self) -> dict[str, Any]:
         """Where it is computed, for a record's provenance."""
-        device = str(self.subject.device) if "subject" in self.__dict__ else "cpu"
+        device = str(self._opened.device) if "_opened" in self.__dict__ else "cpu"
         return {"device": device, "threads": torch.get_num_threads()}
 
-    def images(self, group: str) -> tuple[Batches, int]:
-        """Return a group's images (a subset with `max_samples`) in batches, and how many the split holds of it."""
-        return group_batches(self.subject, group, self.settings)
+    def images(self, group: str, augmentation_seed: int | None = None) -> tuple[Batches, int]:
+        """Return a group's images (a subset with `max_samples`) in batches, and how many the split holds of it.
+
+        With a seed they are as one draw of the training's augmentation leaves them.
+        """
+        return group_batches(self.subject, group, self.settings, augmentation_seed)
 
     def num_images(self, group: str) -> tuple[int, int]:
         """Return how many images `images` gives, and how many the split holds of the group."""

@@ -53,6 +53,14 @@ MEASURES = {
     "ablation": Measure(
         "analysis.mechanism:ablation", "a group's gradient in full, along the global one, and without it: share, alignment, rise",
         _VECTORS, "Chen et al. 2026 (GKP-GSA), Table 5", _GRADIENTS, "analysis.mechanism:ablation_work", spectra=True),
+    "similarity": Measure(
+        "analysis.similarity:similarity", "mean cosine of group and class gradients with those of mini-batches; head with tail",
+        "nothing", "Chen et al. 2026 (GKP-GSA), Figure 6", ("groups", "batches", "max_samples", "split", "dtype", "seed"),
+        "analysis.similarity:work"),
+    "quality": Measure(
+        "analysis.features:quality", "feature quality Dis - 0.5 log Var of groups and classes on training images; as released",
+        "nothing", "Chen et al. 2026 (GKP-GSA), Eq. 17 to 19, Figure 2",
+        ("groups", "max_samples", "split", "dtype", "seed"), "analysis.features:work"),
     "toy": Measure("analysis.toys:toy", "steps to escape a two-dimensional saddle against the radius rho, beside closed forms",
                    "nothing", "Rangwani et al. 2022, theory; Kim et al. 2023", ("batches", "seed"), at_checkpoint=False),
 }
@@ -90,7 +98,7 @@ def measured(name: str, case: "Case", *, overwrite: bool = False) -> tuple[Measu
 def work(name: str, case: "Case") -> int:
     """Return how many image gradients a measure would take; 0 where it takes a moment."""
     function = measure_named(name).work
-    return _loaded(function)(case) if function else 0
+    return round(_loaded(function)(case)) if function else 0
 
 
 def _inputs(measure: Measure, case: "Case") -> dict[str, Any]:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "scripts.train",
     "spectrum": "scripts.compute_spectrum",
     "surface": "scripts.compute_surface",
+    "measure": "scripts.measure_mechanism",
     "figures": "scripts.draw_figures",
     "report": "scripts.write_report",
     "export": "scripts.export_records",

@@ -19,7 +19,7 @@ def refuse():
 
 @pytest.fixture
 def case(tmp_path):
-    return Case(RunStore.create(tmp_path / "run", {"opt": "sgd"}), refuse, 0, MeasureSettings())
+    return Case(RunStore.create(tmp_path / "run", {"opt": "sgd"}), refuse, None, MeasureSettings())
 
 
 def test_rows_become_columns_of_words_and_of_numbers():

@@ -197,3 +197,10 @@ def test_settings_that_are_kept_are_those_that_decide(store):
     decide = {"groups", "max_samples", "split", "rho", "dtype", "seed"}
     assert set(record.provenance["inputs"]["settings"]) == decide < set(asdict(SETTINGS))
     assert set(record.provenance["inputs"]["spectra"]) == {"head", "tail"}
+
+
+def test_cases_that_share_a_subject_each_see_their_own_weights(store):
+    shared = Subject.open(store)
+    first, second = (Case(store, lambda: shared, epoch, SETTINGS) for epoch in (1, 2))
+    weights = [theta(case.subject.model) for case in (first, second, first)]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
