@@ -113,12 +113,19 @@ def group_batches(subject: Subject, group: str, settings: SpectrumSettings,
 
 
 def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
-    """Return the images of all groups in batches; with `max_samples`, so many of head and of tail each."""
+    """Return the images of all groups in batches; with `max_samples`, so many of head and of tail each.
+
+    Where the statistics of batches are used, the images are mixed by `seed`, and batches differ by an image at most.
+    """
     split = getattr(subject.data, settings.split)
     labels = split.labels.cpu().numpy()
     halves = [np.flatnonzero(np.isin(labels, subject.groups.classes[name])) for name in ("head", "tail")]
     chosen = np.sort(np.concatenate([_subset(part, settings.max_samples, settings.seed) for part in halves]))
-    return _batches(subject, split, chosen, settings.batch_size, settings.dtype)
+    if settings.batchnorm == "fixed":
+        return _batches(subject, split, chosen, settings.batch_size, settings.dtype)
+    # Statistics depend on which images share a batch: a batch of each class alone is like none in training.
+    mixed = np.random.default_rng(settings.seed).permutation(chosen)
+    return _batches(subject, split, mixed, settings.batch_size, settings.dtype, even=True)
 
 
 def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -128,8 +135,9 @@ def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
 
 
 def _batches(subject: Subject, split: Split, chosen: np.ndarray, batch_size: int, dtype: str,
-             augmentation_seed: int | None = None) -> Batches:
-    pieces = np.split(chosen, range(batch_size, len(chosen), batch_size))
+             augmentation_seed: int | None = None, even: bool = False) -> Batches:
+    cuts = -(-len(chosen) // batch_size) if even else range(batch_size, len(chosen), batch_size)
+    pieces = np.array_split(chosen, cuts)
     kind = torch.float64 if dtype == "float64" else torch.float32
     read = split.batches([torch.from_numpy(piece).to(split.labels.device) for piece in pieces], augmentation_seed)
     if augmentation_seed is not None:       # drawn on the CPU, so that devices agree
