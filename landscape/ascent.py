@@ -139,10 +139,11 @@ class WeightedMean:
         share = 1.0 if first else weight / self.weight
         if isinstance(share, Tensor):
             share = share.nan_to_num(0.0)  # 0/0: no sample of the group so far
-        self.gradient = gradient if first else add(_times(self.gradient, 1 - share), _times(gradient, share))
+        self.gradient = gradient if first else add(times(self.gradient, 1 - share), times(gradient, share))
 
 
-def _times(gradient: Gradient, factor: float | Tensor) -> Gradient:
+def times(gradient: Gradient, factor: float | Tensor) -> Gradient:
+    """Return a gradient multiplied by a number."""
     if not gradient:
         return {}
     slopes = list(gradient.values())

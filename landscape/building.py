@@ -2,7 +2,7 @@
 
 A constructor's parameters after (optimizer, model) are, by name,
 
-    a setting of TrainConfig    rho, head_rho, tail_rho, gamma, gamma_rule: from there, under a flag of their own
+    a setting of TrainConfig    FLAGS, such as rho, head_rho or gamma: from there, under a flag of their own
     a switch of the rule        weighting, batchnorm, restore, norm_epsilon: from there, too
     of the run                  total_epochs, class_counts, processes: handed over as they are
     anything else               a hyperparameter: from `opt_options`, else its default
@@ -23,7 +23,7 @@ from landscape.errors import InputError
 from landscape.family import method
 from landscape.group_sam import GroupSAM
 
-FLAGS = ("rho", "head_rho", "tail_rho", "gamma", "gamma_rule")
+FLAGS = ("rho", "head_rho", "tail_rho", "gamma", "gamma_rule", "gkp_variant")
 SWITCHES = ("weighting", "batchnorm", "restore", "norm_epsilon")
 OF_THE_RUN = ("total_epochs", "class_counts", "processes")
 
@@ -50,7 +50,8 @@ def opt_options(opt: str) -> dict[str, Any]:
 
 def settings_read(opt: str) -> tuple[str, ...]:
     """Return the settings of TrainConfig that an optimizer reads and not all of them do."""
-    of_groups = {"all": (), "head_tail": ("eta", "weighting"), "classes": ("weighting",)}[method(opt).groups]
+    of_groups = {"all": (), "head_tail": ("eta", "weighting"), "classes": (),
+                 "clusters": ("weighting",)}[method(opt).groups]
     return (*(name for name in hyperparameters(opt) if name in FLAGS), *of_groups)
 
 

@@ -34,6 +34,16 @@ def mask_of(masks: Masks, group: str, losses: Tensor) -> Tensor:
     return mask
 
 
+def labels_of(masks: Masks, losses: Tensor) -> Tensor:
+    """Return the samples' classes (B,), which the closure gives under "labels"."""
+    labels = masks.get("labels")
+    if labels is None or labels.shape != losses.shape or labels.dtype != torch.int64:
+        found = "none" if labels is None else f"{labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"the closure returned labels: {found}; this optimizer goes by classes and expects "
+                         f"{{'labels': torch.int64 {tuple(losses.shape)}}} beside the losses")
+    return labels
+
+
 def num_samples(losses: Tensor, masks: Masks, groups: Sequence[str], processes: Processes) -> dict[str, int | Tensor]:
     """Return how many samples "all" and each of `groups` have, over all processes; nothing waits for the device."""
     counts = {"all": len(losses)} | {group: mask_of(masks, group, losses).sum() for group in groups if group != "all"}

@@ -17,6 +17,7 @@ from landscape.data.imagefiles import BROKEN_IMAGES
 from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
 from landscape.family import FAMILY, method
+from landscape.gkp_gsa import VARIANTS
 from landscape.losses import LOSSES, loss_name, loss_options
 from landscape.optimizers import BATCHNORM, GAMMA_RULES, WEIGHTINGS
 from landscape.precision import PRECISIONS
@@ -105,6 +106,7 @@ class TrainConfig:
     gamma_rule: str = setting(
         "ceil", "switch after ceil(gamma * epochs) epochs, or exactly as released", choices=GAMMA_RULES
     )
+    gkp_variant: str = setting("paper", "gkp_gsa as its paper has it, or as its code was released", choices=VARIANTS)
     weighting: str = setting(
         "batch",
         "divide a group's losses by the batch, count the tail twice, or take each group's mean (imbsam and ssesam)",

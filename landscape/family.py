@@ -13,7 +13,7 @@ from typing import Any
 
 from landscape.errors import InputError
 
-GROUPINGS = ("all", "head_tail", "classes")
+GROUPINGS = ("all", "head_tail", "classes", "clusters")
 NEEDS = ("class_counts", "features", "views")
 
 
@@ -26,6 +26,7 @@ class Passes:
     stage: str = ""                                             # "" where there is one alone
     options: Mapping[str, Any] = field(default_factory=dict)    # hyperparameters that bring about this stage or way
     each: tuple[int, int] = (0, 0)                              # more of both for each class in the batch
+    waits: bool = False                                         # whether a step reads something from the device
 
     def of(self, num_classes: int) -> tuple[int, int]:
         """Return the forwards and backwards of a batch with samples of so many classes."""
@@ -46,9 +47,8 @@ class Method:
     constructor: str | Callable[..., Any]   # (optimizer, model, ...) -> GroupSAM, or "module:callable" of one
     passes: tuple[Passes, ...]
     source: str                             # author, year and equation; where a choice is ours, that it is
-    groups: str = "all"                     # how it splits a batch: not at all, into head and tail, by class
+    groups: str = "all"                     # how it splits a batch: not, into head and tail, by class, by clusters of these
     needs: tuple[str, ...] = ()             # what it takes from the run beyond losses: class_counts, features, views
-    waits: bool = False                     # whether a step reads from the device
     color: str | None = None                # of its curves; None: one of the spare colors
     marker: str = "v"
 
@@ -73,6 +73,21 @@ FAMILY: dict[str, Method] = {row.opt: row for row in (
     Method("ssesam", "SSE-SAM", "landscape.optimizers:SSESAM",
            (Passes(3, 4, "stage I", {"gamma": 1.0}), Passes(2, 3, "stage II", {"gamma": 0.0})), "Lyu et al. 2025",
            "head_tail", color="#009E73", marker="D"),
+    Method("gkp_gsa", "GKP-GSA", "landscape.gkp_gsa:GKPGSA",
+           (Passes(5, 8, "paper", {"gkp_variant": "paper"}), Passes(2, 2, "released", {"gkp_variant": "released"})),
+           "Chen et al. 2026, equation 16; four groups", "clusters", ("class_counts", "features"), color="#D55E00",
+           marker="*"),
+    Method("focalsam", "Focal-SAM", "landscape.focal_sam:FocalSAM", (Passes(2, 3),), "Li et al. 2025", "classes",
+           ("class_counts",), color="#CC79A7", marker="P"),
+    Method("ccsam", "CC-SAM", "landscape.cc_sam:cc_sam",
+           (Passes(2, 2, "classifier", {"perturb": "classifier"}), Passes(1, 0, "network", {"perturb": "network"}, (1, 2), True)),
+           "Zhou et al. 2023, stage 1; scale of the radius ours", "classes", ("class_counts",), color="#56B4E9",
+           marker="X"),
+    Method("pgd", "PGD", "landscape.escape:PGD", (Passes(1, 1),), "Jin et al. 2021, algorithm 1; radius ours", color="#999999",
+           marker="<"),
+    Method("lpfsgd", "LPF-SGD", "landscape.escape:LPFSGD",
+           (Passes(1, 1, "one draw"), Passes(8, 8, "eight draws", {"lpf_draws": 8})), "Bisla et al. 2022, released defaults",
+           color="#AA4499", marker=">"),
 )}
 
 

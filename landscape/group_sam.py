@@ -20,6 +20,7 @@ release always takes 4 and 4; a group without a sample in the batch adds exactly
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,8 @@ class GroupSAM(Optimizer):
             ascents, total = [], add(*clean)  # overflow before any ascent: hand it to the scaler, which skips the step
         for group, ascent in zip(moving, ascents):
             direction, rho = self._ascent(group, ascent, scaler)
+            if not direction:       # no part of the loss: neither of the ascent, nor of the gradient after it
+                continue
             with displaced(direction, rho, self.rule), self._perturbed_pass():
                 total = add(total, *self._pass(closures, [[group]], scaler)[1])
         hand_over(self.trained(), self._descent(total, scaler))
@@ -102,21 +105,31 @@ class GroupSAM(Optimizer):
         """Return the mean loss and each bundle's gradient: one forward a closure, one backward a bundle of groups."""
         parameters, means, loss, size = self.trained(), [WeightedMean() for _ in bundles], 0.0, 0
         for closure in closures:
-            with torch.enable_grad():
-                losses, masks = self._read(closure())
-                counts = num_samples(losses, masks, self._counted(), self.processes)
-                terms = [_plus([self._loss(losses, masks, counts, group) for group in bundle]) for bundle in bundles]
-                terms = terms if scaler is None else [scaler.scale(term) for term in terms]
-            for mean, bundle, term in zip(means, bundles, terms):
-                slopes = torch.autograd.grad(term, parameters, retain_graph=term is not terms[-1], allow_unused=True)
-                gradient = {p: slope for p, slope in zip(parameters, slopes) if slope is not None}
-                mean.include(gradient, counts.get(bundle[0] if len(bundle) == 1 else "all", counts["all"]))
+            with self._place():
+                with torch.enable_grad():
+                    losses, masks = self._read(closure())
+                    counts = num_samples(losses, masks, self._counted(), self.processes)
+                    terms = [_plus([self._loss(losses, masks, counts, group) for group in bundle]) for bundle in bundles]
+                    terms = terms if scaler is None else [scaler.scale(term) for term in terms]
+                rows = [row for row in zip(means, bundles, terms) if self._takes_part(row[1])]
+                for mean, bundle, term in rows:
+                    slopes = torch.autograd.grad(term, parameters, retain_graph=term is not rows[-1][2], allow_unused=True)
+                    gradient = {p: slope for p, slope in zip(parameters, slopes) if slope is not None}
+                    mean.include(gradient, counts.get(bundle[0] if len(bundle) == 1 else "all", counts["all"]))
             loss, size = loss + losses.detach().sum(), size + counts["all"]
         return sum_everywhere(self.processes, loss / size, [mean.gradient for mean in means], parameters)
 
     def _read(self, answer) -> tuple[Tensor, Masks]:
         """Losses and masks of a closure's answer: a form with groups of its own adds their masks here."""
         return read_answer(answer)
+
+    def _takes_part(self, bundle: list[str]) -> bool:
+        """Whether the closure just read may hold a sample of these groups; False leaves their backward out."""
+        return True
+
+    def _place(self):
+        """Where a pass over one closure is made: at theta, or what the with block makes of it."""
+        return nullcontext()
 
     def _ascent(self, group: str, gradient: Gradient, scaler) -> tuple[Gradient, float | Tensor]:
         """Along what a group ascends, and how far."""
@@ -128,7 +141,7 @@ class GroupSAM(Optimizer):
 
     def _scale_of(self, scaler) -> float | Tensor:
         """By what gradients are multiplied in this step; nothing waits for the device."""
-        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.trained()[0].device))
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), dtype=torch.float64, device=self.trained()[0].device))
 
     def _loss(self, losses: Tensor, masks: Masks, counts: Mapping[str, int | Tensor], group: str) -> Tensor:
         """The part of L_g that one closure's samples on this process are."""
@@ -171,6 +184,20 @@ class GroupSAM(Optimizer):
         """Count one training epoch as done; a form with stages switches here. Processes that have parted are an error."""
         refuse_different_parameters(self.processes, self.trained())
         self.epochs_done += 1
+
+    def observe(self, data: Any) -> None:
+        """Look at the training data (LongTailData) before the first epoch and after each; a form that learns from them does."""
+
+    def report(self) -> dict[str, float]:
+        """Return columns for an epoch's row of metrics, by name."""
+        return {}
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what `observe` and steps have found and `state_dict` does not hold, as arrays by name."""
+        return {}
+
+    def load_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from what `arrays` returned."""
 
     def state_dict(self) -> dict:
         """Return the base optimizer's state together with running averages, the radii and the number of epochs done."""

@@ -43,7 +43,7 @@ class FriendlyDirection:
             return gradient
         plain = {p: slope / scale for p, slope in gradient.items()}
         known = self.averages.get(group, {})
-        share = torch.where(norm(plain) > 0, 1 - self.decay, 0.0)
+        share = (norm(plain) > 0).double() * (1 - self.decay)
         self.averages[group] = known | {p: known[p] + share.to(g.dtype) * (g - known[p]) if p in known else g.clone()
                                         for p, g in plain.items()}
         return {p: g - self.sigma * known[p] if p in known else g for p, g in plain.items()}

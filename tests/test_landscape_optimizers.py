@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.building import build_optimizer
+from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.optimizers import SAM, GroupSAM, ImbSAM, SSESAM, switch_epoch
 
@@ -525,7 +526,7 @@ def config(**changes):
         "norm_epsilon": 0.0,
         "fused": False,
     }
-    return SimpleNamespace(**settings | changes)
+    return SimpleNamespace(**TrainConfig().as_dict() | settings | changes)
 
 
 @pytest.mark.parametrize(

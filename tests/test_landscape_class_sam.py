@@ -1,0 +1,250 @@
+"""Focal-SAM, CC-SAM, ASAM and Friendly-SAM against their formulas written out, and what they reduce to."""
+
+import math
+
+import pytest
+import torch
+from test_landscape_optimizers import INPUTS, LABELS, make_base, make_net
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from landscape.cc_sam import cc_sam
+from landscape.errors import InputError
+from landscape.focal_sam import FocalSAM
+from landscape.optimizers import ASAM, SAM, SGD, FriendlySAM, GroupSAM, ImbSAM
+from landscape.scaling import class_radius
+
+COUNTS, RHO = [60, 20, 5], 0.3
+EACH = torch.full((10,), 0.1, dtype=torch.float64)      # of the mean over the batch
+HEAD = ["2.weight", "2.bias"]   # the last layer's parameters
+WITHOUT_2 = torch.where(LABELS == 2, 0, LABELS)     # a batch in which class 2 is absent
+
+
+def closure_of(net, labels=LABELS, chosen=slice(None)):
+    def closure():
+        losses = cross_entropy(net(INPUTS[chosen]), labels[chosen], reduction="none")
+        return losses, {"labels": labels[chosen], "head": labels[chosen] != 2, "tail": labels[chosen] == 2}
+    return closure
+
+
+def gradient(net, theta, weights, labels=LABELS):
+    """Return the gradient of the weighted sum of the losses at theta, by parameter name."""
+    theta = {name: p.clone().requires_grad_(True) for name, p in theta.items()}
+    losses = cross_entropy(functional_call(net, theta, (INPUTS,)), labels, reduction="none")
+    return dict(zip(theta, torch.autograd.grad((losses * weights).sum(), list(theta.values()))))
+
+
+def length(g):
+    return math.sqrt(sum(float((x ** 2).sum()) for x in g.values()))
+
+
+def moved(theta, g, rho):
+    return {name: p + rho * g[name] / length(g) if name in g and length(g) else p for name, p in theta.items()}
+
+
+def plus(*gradients):
+    return {name: sum(g[name] for g in gradients) for name in gradients[0]}
+
+
+def times(g, factor):
+    return {name: factor * x for name, x in g.items()}
+
+
+def compare(make, formula, steps=3, labels=LABELS, pieces=(slice(None),)):
+    """Step the optimizer, and beside it torch's SGD with the formula's gradient; compare the parameters."""
+    net, direct = make_net(), make_net()
+    optimizer, base, memory = make(make_base(net), net), make_base(direct), {}
+    for _ in range(steps):
+        optimizer.step(*(closure_of(net, labels, piece) for piece in pieces))
+        found = formula(direct, {name: p.detach() for name, p in direct.named_parameters()}, labels, memory)
+        for name, p in direct.named_parameters():
+            p.grad = found[name]
+        base.step()
+    for p, q in zip(net.parameters(), direct.parameters()):
+        assert torch.allclose(p, q, rtol=0, atol=1e-12)
+
+
+def focal(net, theta, labels, memory, gamma=2.0, weight=1.3):
+    counts = torch.tensor(COUNTS).double()
+    share = (weight * (1 - counts / counts.sum()) ** gamma)[labels] / 10
+    ascent = gradient(net, theta, share, labels)
+    return plus(gradient(net, moved(theta, ascent, RHO), share, labels), gradient(net, theta, 0.1 - share, labels))
+
+
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 4), slice(4, 10))], ids=["whole", "pieces"])
+def test_focal_sam_takes_the_steps_of_its_formula(pieces):
+    compare(lambda base, net: FocalSAM(base, net, COUNTS, RHO, focal_gamma=2.0, focal_weight=1.3), focal, pieces=pieces)
+
+
+def cc(perturbed, scale, ratio):
+    """Return CC-SAM's formula with the parameters named in `perturbed`."""
+    def formula(net, theta, labels, memory):
+        total = times(gradient(net, theta, EACH, labels), 1 - ratio)
+        size = sum(theta[name].numel() for name in perturbed)
+        norm = length({name: theta[name] for name in perturbed})
+        for c, images in enumerate(COUNTS):
+            own = (labels == c).double()
+            if own.sum() == 0:
+                continue
+            ascent = {name: g for name, g in gradient(net, theta, own / own.sum(), labels).items() if name in perturbed}
+            radius = (norm / (2 * length(ascent))) ** 0.5 * size ** -0.25 * (images - 1) ** -0.25     # rho*_c
+            there = moved(theta, ascent, scale * math.sqrt(size) * radius)
+            total = plus(total, times(gradient(net, there, own / 10, labels), ratio))
+        return total
+    return formula
+
+
+EVERYTHING = [name for name, _ in make_net().named_parameters()]
+
+
+@pytest.mark.parametrize("labels", [LABELS, WITHOUT_2], ids=["all classes", "one absent"])
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+@pytest.mark.parametrize("perturb, perturbed", [("classifier", HEAD), ("network", EVERYTHING)])
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 4), slice(4, 10))], ids=["whole", "pieces"])
+def test_cc_sam_takes_the_steps_of_its_formula(perturb, perturbed, ratio, labels, pieces):
+    compare(lambda base, net: cc_sam(base, net, COUNTS, perturb=perturb, radius_scale=0.2, flat_ratio=ratio),
+            cc(perturbed, 0.2, ratio), labels=labels, pieces=pieces)
+
+
+def test_cc_sam_over_a_classifier_without_bias_takes_the_steps_of_its_formula():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    cc_sam(torch.optim.SGD(nets[0].parameters(), lr=1.0), nets[0], COUNTS, radius_scale=0.2).step(closure_of(nets[0]))
+    theta = {name: p.detach() for name, p in nets[1].named_parameters()}
+    found = cc(["2.weight"], 0.2, 1.0)(nets[1], theta, LABELS, {})
+    assert all(torch.allclose(p, theta[name] - found[name], rtol=0, atol=1e-12) for name, p in nets[0].named_parameters())
+
+
+def test_both_ways_of_cc_sam_agree_where_the_network_is_its_classifier():
+    nets = [nn.Sequential(nn.Linear(4, 3)).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, perturb in zip(nets, ("classifier", "network")):
+        cc_sam(make_base(net), net, COUNTS, perturb=perturb, radius_scale=0.5).step(closure_of(net))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
+
+
+def test_the_radius_of_a_class_grows_as_its_images_get_fewer_and_is_zero_without_a_gradient():
+    one = torch.tensor(1.0).double()
+    assert class_radius(8 * one, one / 4, 16, 17) == pytest.approx(16 ** 0.25 * (8 / 0.5) ** 0.5 / 16 ** 0.25)
+    assert class_radius(one, one, 16, 2) == 2 * class_radius(one, one, 16, 17) and class_radius(one, 0 * one, 16, 9) == 0
+
+
+def asam(net, theta, labels, memory):
+    g = gradient(net, theta, EACH, labels)
+    norm = length({name: theta[name].abs() * g[name] for name in g})
+    there = {name: p + RHO * p ** 2 * g[name] / norm for name, p in theta.items()}
+    return gradient(net, there, EACH, labels)
+
+
+def friendly(net, theta, labels, memory, sigma=0.7, decay=0.8):
+    """Written over the present gradient and the average of the steps before; the first step has none."""
+    g = gradient(net, theta, EACH, labels)
+    average = memory.get("average")
+    direction = g if average is None else {name: g[name] - sigma * average[name] for name in g}
+    memory["average"] = g if average is None else {name: decay * average[name] + (1 - decay) * g[name] for name in g}
+    return gradient(net, moved(theta, direction, RHO), EACH, labels)
+
+
+def test_asam_takes_the_steps_of_its_formula():
+    compare(lambda base, net: ASAM(base, net, RHO), asam)
+
+
+def test_friendly_sam_takes_the_steps_of_its_formula():
+    compare(lambda base, net: FriendlySAM(base, net, RHO, friendly=0.7, friendly_decay=0.8), friendly, steps=4)
+
+
+def test_asam_does_not_see_a_rescaling_of_layers_that_leaves_the_function_alone():
+    """Weights of one layer times 4, of the next by 1/4: SAM goes elsewhere, ASAM ascends to the same function."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).double() for _ in range(2)]
+    nets[1].load_state_dict({"0.weight": 4 * nets[0][0].weight.detach(), "2.weight": nets[0][2].weight.detach() / 4})
+    seen = {ASAM: [], SAM: []}
+    for form, outputs in seen.items():
+        for net in nets:
+            found = []
+
+            def closure():
+                found.append(net(INPUTS))
+                return cross_entropy(found[-1], LABELS, reduction="none")
+            form(torch.optim.SGD(net.parameters(), lr=0.0), net, RHO).step(closure)
+            outputs.append(found[1].detach())
+    assert torch.allclose(*seen[ASAM], rtol=0, atol=1e-12) and not torch.allclose(*seen[SAM], atol=1e-3)
+
+
+def test_both_options_hold_for_any_groups_radius():
+    net, other = make_net(), make_net()
+    optimizer = ImbSAM(make_base(net), net, RHO, friendly=1.0, scaling="asam")
+    for _ in range(3):
+        optimizer.step(closure_of(net))
+    ascents = optimizer.direction.averages
+    assert set(ascents) == {"tail"} and len(ascents["tail"]) == 4       # the head has no radius, and so no average
+    plain = ImbSAM(make_base(other), other, RHO)
+    for _ in range(3):
+        plain.step(closure_of(other))
+    assert not torch.allclose(net[0].weight, other[0].weight, atol=1e-6)
+
+
+def test_an_absent_group_leaves_its_average_alone():
+    net = make_net()
+    optimizer = ImbSAM(make_base(net), net, RHO, friendly=1.0)
+    optimizer.step(closure_of(net))
+    before = {p: a.clone() for p, a in optimizer.direction.averages["tail"].items()}
+    optimizer.step(closure_of(net, WITHOUT_2))
+    assert all(torch.equal(a, before[p]) for p, a in optimizer.direction.averages["tail"].items())
+
+
+EQUAL = [7, 7, 7]
+REDUCTIONS = {
+    "Focal-SAM with rho=0 is SGD": (SGD, lambda b, n: FocalSAM(b, n, COUNTS, 0.0)),
+    "Focal-SAM with weight 0 is SGD": (SGD, lambda b, n: FocalSAM(b, n, COUNTS, RHO, focal_weight=0.0)),
+    "Focal-SAM with gamma=0 and weight 1 is SAM": (
+        lambda b, n: SAM(b, n, RHO), lambda b, n: FocalSAM(b, n, COUNTS, RHO, focal_gamma=0.0, focal_weight=1.0)),
+    "Focal-SAM of equal classes is SAM where its weight is 1": (
+        lambda b, n: SAM(b, n, RHO), lambda b, n: FocalSAM(b, n, EQUAL, RHO, focal_gamma=2.0, focal_weight=9 / 4)),
+    "CC-SAM of the classifier with Z=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, radius_scale=0.0)),
+    "CC-SAM of the network with Z=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, perturb="network", radius_scale=0.0)),
+    "CC-SAM of the classifier with r=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, radius_scale=1.0, flat_ratio=0.0)),
+    "CC-SAM of the network with r=0 is SGD": (
+        SGD, lambda b, n: cc_sam(b, n, COUNTS, perturb="network", radius_scale=1.0, flat_ratio=0.0)),
+    "ASAM with rho=0 is SGD": (SGD, lambda b, n: ASAM(b, n, 0.0)),
+    "ASAM without scaling is SAM": (lambda b, n: SAM(b, n, RHO), lambda b, n: ASAM(b, n, RHO, scaling="none")),
+    "Friendly-SAM with sigma=0 is SAM": (lambda b, n: SAM(b, n, RHO), lambda b, n: FriendlySAM(b, n, RHO, friendly=0.0)),
+    "One group of everything is SAM": (lambda b, n: SAM(b, n, RHO), lambda b, n: GroupSAM(b, n, {"all": RHO})),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions(name):
+    nets = make_net(), make_net()
+    for net, make in zip(nets, REDUCTIONS[name]):
+        optimizer = make(make_base(net), net)
+        for _ in range(3):
+            optimizer.step(closure_of(net))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
+
+
+BAD = {
+    "class_counts[2]=1 is out of range: CC-SAM expects each class to have at least 2": lambda b, n: cc_sam(b, n, [9, 5, 1]),
+    "class_counts[1]=0 is out of range: Focal-SAM expects": lambda b, n: FocalSAM(b, n, [9, 0, 1]),
+    "Focal-SAM needs class_counts": lambda b, n: FocalSAM(b, n, None),
+    "class_counts has shape (1, 3)": lambda b, n: FocalSAM(b, n, [[1, 2, 3]]),
+    "needs a linear last layer of 4 outputs": lambda b, n: cc_sam(b, n, [9, 5, 3, 2]),
+}
+
+
+@pytest.mark.parametrize("told", BAD)
+def test_mistakes_are_one_clear_line(told):
+    net = make_net()
+    with pytest.raises(InputError) as caught:
+        BAD[told](make_base(net), net)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda b, n: FocalSAM(b, n, COUNTS), lambda b, n: cc_sam(b, n, COUNTS),
+                                  lambda b, n: cc_sam(b, n, COUNTS, perturb="network")])
+def test_a_closure_without_labels_is_told_what_is_missing(make):
+    net = make_net()
+    with pytest.raises(InputError, match=r"labels: none; this optimizer goes by classes and expects \{'labels': torch.int64"):
+        make(make_base(net), net).step(lambda: (closure_of(net)()[0], {}))
