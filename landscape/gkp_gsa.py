@@ -38,13 +38,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape.ascent import Gradient, add, displaced, hand_over, norm
-from landscape.closures import Closure, Masks, read_answer
+from landscape.ascent import Gradient, add, displaced, hand_over, norm, times
+from landscape.closures import Closure, Masks, labels_of, read_answer
 from landscape.data import LongTailData
 from landscape.distributed import Processes
 from landscape.errors import InputError
+from landscape.group_sam import GroupSAM
 from landscape.losses import logit_adjustment
-from landscape.optimizers import GroupSAM
 from landscape.preservation import SIZES, Preservation, PreservationRule
 from landscape.released_gkp_gsa import released_gradient
 
@@ -95,16 +95,19 @@ class GKPGSA(GroupSAM):
         rule |= {"regroup_every": max(round(total_epochs / 10), 1) if regroup_every is None else regroup_every}
         if gkp_variant == "released":
             rule = RELEASED_RULE | {"loss": logit_adjustment(class_counts)}
-        rule |= {"num_groups": num_groups, "strength": _number("penalty", own["penalty"]), "beta": _number("beta", own["beta"])}
-        self.preservation = Preservation(model, class_counts, PreservationRule(fisher_samples=fisher_samples, **rule), processes)
+        rule |= {"strength": _number("penalty", own["penalty"]), "beta": _number("beta", own["beta"])}
+        self.preservation = Preservation(model, class_counts, PreservationRule(
+            num_groups=num_groups, fisher_samples=fisher_samples, **rule), processes)
         self.moving: dict[str, Tensor] = {}         # released: each group's moving average of gradients (d,)
         radii = {f"group:{g}": self.scale for g in range(num_groups)}
         super().__init__(optimizer, model, radii, processes=processes, **options)
         if self.weighting == "double_tail":
             raise InputError("weighting=double_tail needs a group called tail: expected batch or group_mean with gkp_gsa")
-        if options.get("friendly") or (gkp_variant == "released" and options.get("scaling", "none") != "none"):
-            raise InputError("friendly and scaling are not for gkp_gsa as released, which has both built in, and friendly not for "
-                             "the paper's, whose direction is equation 12's: leave them out")
+        if self.direction.sigma:
+            raise InputError("friendly is not for gkp_gsa, whose direction is equation 12's, and the released one a moving "
+                             "average's already: leave it out")
+        if gkp_variant == "released" and self.rule.scaling != "none":
+            raise InputError("scaling is not for gkp_gsa as released, whose ascents are ASAM's already: leave it out")
 
     @property
     def alpha(self) -> float:
@@ -157,10 +160,7 @@ class GKPGSA(GroupSAM):
 
     def _read(self, answer) -> tuple[Tensor, Masks]:
         losses, masks = read_answer(answer)
-        if "labels" not in masks:
-            raise InputError("the closure returned no labels, by which gkp_gsa groups samples: expected (losses (B,), "
-                             "{'labels': classes (B,)})")
-        groups = torch.as_tensor(self.preservation.groups, device=losses.device)[masks["labels"]]
+        groups = torch.as_tensor(self.preservation.groups, device=losses.device)[labels_of(masks, losses)]
         return losses, {name: groups == g for g, name in enumerate(self.radii)}
 
 
@@ -181,15 +181,15 @@ def paper_gradient(optimizer: GKPGSA, closures: Sequence[Closure]) -> tuple[Tens
             total = add(total, *optimizer._pass(closures, [[group]], None)[1])
         if optimizer.regularizer:
             total = add(total, _pull(optimizer, group, inverse))
-    return loss, add(scaled(total, alpha), scaled(optimizer.preservation.gradient(), 1 - alpha))
+    return loss, add(times(total, alpha), times(optimizer.preservation.gradient(), 1 - alpha))
 
 
 def _direction(slope: Gradient, whole: Gradient, kind: str) -> Gradient:
     if kind == "full":
         return slope
     share = (inner(slope, whole) / inner(whole, whole)).nan_to_num(0.0)     # 0/0: a batch without a gradient has no direction
-    projection = scaled(whole, share)
-    return projection if kind == "projected" else add(slope, scaled(projection, -1.0))
+    projection = times(whole, share)
+    return projection if kind == "projected" else add(slope, times(projection, -1.0))
 
 
 def _lengths(optimizer: GKPGSA, group: str, length: Tensor, of_slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,17 +205,12 @@ def _lengths(optimizer: GKPGSA, group: str, length: Tensor, of_slope: Tensor) ->
 def _pull(optimizer: GKPGSA, group: str, inverse: Tensor) -> Gradient:
     """Return the gradient of equation 15's bracket, with rho_g held."""
     theta = {p: p.detach() for p in optimizer.trained()}
-    return scaled(theta, inverse / (2 * math.sqrt(optimizer._size_of(group)) * norm(theta)))
+    return times(theta, inverse / (2 * math.sqrt(optimizer._size_of(group)) * norm(theta)))
 
 
 def inner(one: Gradient, other: Gradient) -> Tensor:
     """Return the inner product of two gradients, float64."""
     return sum((one[p].double() * other[p].double()).sum() for p in one if p in other)
-
-
-def scaled(gradient: Gradient, factor: float | Tensor) -> Gradient:
-    """Return a gradient times a number, which may be a scalar on the device."""
-    return {p: slope * (factor.to(slope.dtype) if isinstance(factor, Tensor) else factor) for p, slope in gradient.items()}
 
 
 def _given(**values: Any) -> dict[str, Any]:

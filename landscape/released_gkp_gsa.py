@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from landscape.ascent import Gradient, add, displaced, norm
+from landscape.ascent import Gradient, add, displaced, norm, times
 from landscape.closures import Closure, num_samples
 from landscape.parameters import flatten, split_like
 
@@ -84,7 +84,7 @@ def _counting(closure: Closure, optimizer: "GKPGSA", counts: list[Tensor]) -> Cl
 
 
 def _mixed(slope: Gradient, penalty: Gradient, alpha: float) -> Gradient:
-    return add({p: alpha * s for p, s in slope.items()}, {p: (1 - alpha) * s for p, s in penalty.items()})
+    return add(times(slope, alpha), times(penalty, 1 - alpha))
 
 
 def _vector(gradient: Gradient, parameters: Sequence[Tensor]) -> Tensor:

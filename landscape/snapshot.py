@@ -2,6 +2,7 @@
 
     model/<state_dict name>             parameters and buffers
     optimizer/<parameter index>/<name>  the base optimizer's state, momentum for one
+    kept/<name>                         what the optimizer has found besides, such as anchors
     epochs_done                         the number of epochs done, which also decides the optimizer's stage
     scaler/<name>                       with precision amp16: the scale of the loss, and the steps since it changed
 """
@@ -30,6 +31,7 @@ def snapshot(model: nn.Module, optimizer: GroupSAM, scaler: "torch.amp.GradScale
             f"optimizer/{index}/{name}": _array(name, value) for name, value in entries.items() if value is not None
         }
     arrays |= {f"scaler/{name}": value for name, value in (scaler.state_dict() if scaler else {}).items()}
+    arrays |= {f"kept/{name}": value for name, value in optimizer.arrays().items()}
     return arrays | {"epochs_done": optimizer.epochs_done}
 
 
@@ -48,6 +50,7 @@ def restore_snapshot(model: nn.Module, optimizer: GroupSAM, arrays: Mapping[str,
         scaler.load_state_dict({name: type(known[name])(arrays[f"scaler/{name}"]) for name in known})
     epochs_done = int(arrays["epochs_done"])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state, "epochs_done": epochs_done})
+    optimizer.load_arrays({name.removeprefix("kept/"): arrays[name] for name in arrays if name.startswith("kept/")})
     return epochs_done
 
 

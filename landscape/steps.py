@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from landscape.closures import Closure
 from landscape.configuration import TrainConfig
+from landscape.contrastive import ContrastiveForward
 from landscape.data import LongTailData
 from landscape.distributed import Processes
+from landscape.errors import InputError
 from landscape.groups import ClassGroups
-from landscape.losses import build_loss, drw_weights
+from landscape.losses import build_loss, drw_weights, loss_options, needs_views
 from landscape.optimizers import GroupSAM
 from landscape.precision import autocast, check_precision, gradient_scaler
+from landscape.views import NUM_VIEWS, Views, views_of
 
 
 class TrainingStep:
@@ -29,7 +32,9 @@ class TrainingStep:
                  device: torch.device, dtype: torch.dtype, processes: Processes = Processes()):
         check_precision(config.precision, device)
         self.config, self.optimizer, self.device, self.dtype, self.processes = config, optimizer, device, dtype, processes
-        self.forward = torch.compile(model) if config.compile else model
+        self.views = views_for(config, data)
+        forward = model if self.views is None else ContrastiveForward(model)
+        self.forward = torch.compile(forward) if config.compile else forward
         self.scaler = gradient_scaler(config.precision, device)
         self.loss = build_loss(config.loss, data.counts, **config.loss_options).to(device, dtype)
         self.membership = ClassGroups.head_tail(data.counts, config.eta).membership(device)
@@ -38,7 +43,10 @@ class TrainingStep:
             self.class_weights = drw_weights(data.counts, config.drw_beta).to(device, dtype)
 
     def __call__(self, inputs: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        """Take one step with images (B, C, H, W) and labels (B,), the whole batch; return the loss on the device."""
+        """Take one step with images (B, C, H, W) and labels (B,), the whole batch; return the loss on the device.
+
+        Where the loss contrasts views, images are (B, V, C, H, W).
+        """
         with self._retaining():
             loss = self.optimizer.step(*self._closures(inputs, labels, epoch), scaler=self.scaler)
         if self.scaler:
@@ -63,13 +71,15 @@ class TrainingStep:
     def _closure(self, inputs: Tensor, labels: Tensor, *parts: Tensor) -> Closure:
         masks = dict(zip(self.membership, parts)) | {"labels": labels}
         weights = parts[len(self.membership):]
+        if self.views is not None:
+            inputs = _view_by_view(inputs)
         if self.config.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def closure() -> tuple[Tensor, dict[str, Tensor]]:
             with autocast(self.config.precision, self.device):
-                logits = self.forward(inputs)
-            losses = self.loss(logits.to(self.dtype), labels)
+                outputs = self.forward(inputs)
+            losses = self.loss(_cast(outputs, self.dtype), labels)
             return losses * weights[0] if weights else losses, masks
 
         return closure
@@ -80,3 +90,21 @@ class TrainingStep:
             return nullcontext()
         import torch._functorch.config as compiler
         return compiler.patch(donated_buffer=False)
+
+
+def views_for(config: TrainConfig, data: LongTailData) -> Views | None:
+    """Return what makes the views that the loss of a run contrasts; None where it contrasts none."""
+    if not needs_views(config.loss):
+        return None
+    return views_of(data, config.loss_options.get("views", loss_options(config.loss)["views"]))
+
+
+def _view_by_view(inputs: Tensor) -> Tensor:
+    if inputs.ndim != 5 or inputs.shape[1] != NUM_VIEWS:
+        raise InputError(f"loss=BCL was given images of shape {tuple(inputs.shape)}: expected (B, {NUM_VIEWS}, channels, H, W), "
+                         "as shuffled_batches gives them with views=step.views")
+    return inputs.transpose(0, 1).flatten(0, 1)     # (V B, channels, H, W)
+
+
+def _cast(outputs, dtype: torch.dtype):
+    return outputs.to(dtype) if isinstance(outputs, Tensor) else type(outputs)(*(part.to(dtype) for part in outputs))

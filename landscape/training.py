@@ -24,20 +24,22 @@ from landscape.batches import batch_sizes, shuffled_batches
 from landscape.batchnorm import evaluation_mode
 from landscape.building import build_optimizer
 from landscape.configuration import TrainConfig
+from landscape.contrastive import add_contrastive_heads
 from landscape.data import LongTailData, load_data
 from landscape.distributed import Processes
 from landscape.errors import DivergedError, InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
-from landscape.losses import needs_cosine_head
+from landscape.losses import loss_options, needs_cosine_head, needs_views
 from landscape.models import build_model
 from landscape.optimizers import GroupSAM
 from landscape.parallel import average_running_statistics, batchnorm_note, one_gpu_each, synchronized
 from landscape.partial_epoch import PartialEpoch
 from landscape.precision import float32_precision
 from landscape.schedules import learning_rate
+from landscape.seeding import global_seed
 from landscape.snapshot import restore_snapshot, snapshot, state_arrays
-from landscape.steps import TrainingStep
+from landscape.steps import TrainingStep, views_for
 
 __all__ = ["Recorder", "TrainConfig", "TrainResult", "build_network", "check_outputs", "choose_device", "train", "training_data"]
 
@@ -120,11 +122,18 @@ def training_data(config: TrainConfig, data_dir: str | Path | None = None, progr
 
 
 def build_network(config: TrainConfig, data: LongTailData) -> nn.Module:
-    """Build the network of a resolved configuration, with its initial weights."""
+    """Build the network of a resolved configuration, with its initial weights and the heads that its loss trains."""
     cosine = needs_cosine_head(config.loss, **config.loss_options)
-    return build_model(
+    model = build_model(
         config.arch, data.num_classes, data.in_channels, data.image_size, cosine=cosine, generator_seed=config.seed
     )
+    if needs_views(config.loss):
+        views_for(config, data)     # what they lack is said before anything is computed
+        options = loss_options(config.loss) | config.loss_options
+        # Another stream than the network's: the same would give the heads the numbers of its first layers.
+        seed = int(np.random.SeedSequence((config.seed, 1)).generate_state(1)[0])
+        add_contrastive_heads(model, **{name: options[name] for name in ("s", "hidden", "dim")}, seed=seed)
+    return model
 
 
 def choose_device(name: str) -> torch.device:
@@ -168,6 +177,7 @@ class _Run:
     def resume_from(self, arrays: Mapping[str, Any] | None) -> int:
         """Continue where `arrays` were taken; return the number of epochs done."""
         if arrays is None:
+            self.optimizer.observe(self.data)
             return 0
         self.partial = PartialEpoch.read(arrays, self.device)
         return restore_snapshot(self.model, self.optimizer, arrays, self.step.scaler)
@@ -186,8 +196,10 @@ class _Run:
         if train_loss is None:
             return None
         self.optimizer.end_epoch()
+        self.optimizer.observe(self.data)
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "head_rho": radii.get("head", radii.get("all")),
                "tail_rho": radii.get("tail", radii.get("all")), "seconds": self.partial.seconds + time.perf_counter() - start}
+        row |= self.optimizer.report()
         self.partial = PartialEpoch()
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
             row |= self.processes.on_first(lambda: evaluate(self.model, self.data, self.groups))
@@ -199,10 +211,10 @@ class _Run:
         sizes = self.sizes if steps is None else self.sizes[:steps - epoch * len(self.sizes)]
         order, augmentation, network = _seeds(self.config.seed, epoch)
         augmentation = augmentation if self.config.augment else None
-        batches = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype)
+        batches = shuffled_batches(self.data, self.sizes, order, augmentation, self.dtype, self.step.views)
         losses = list(self.partial.losses)
         # One stream for each process: the same dropout in all shares of a batch would be no chance.
-        with _global_seed(network + self.processes.rank, self.device):
+        with global_seed(network + self.processes.rank, self.device):
             if self.processes.rank == 0:    # whose state the resume point holds; the others draw from the epoch's start
                 self.partial.set_generators(self.device)
             for inputs, labels in islice(batches, len(losses), len(sizes)):
@@ -262,18 +274,6 @@ def _seeds(seed: int, epoch: int) -> tuple[int, int, int]:
     """Return an epoch's seeds: of the order of images, of their augmentation, and of what the network draws."""
     words = np.random.SeedSequence((seed, epoch)).generate_state(3, np.uint64) >> np.uint64(1)
     return tuple(map(int, words))
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators that dropout draws from, and give the caller's back afterwards."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.random.default_generator.manual_seed(seed)
-        for gpu in cuda:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 @contextmanager
