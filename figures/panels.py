@@ -49,19 +49,26 @@ class Panels:
 
     def lowest(self) -> list[Key]:
         """Return the panels with none below them."""
+        return self._lowest(list(self.axes))
+
+    def lowest_of_rows(self) -> list[Key]:
+        """Return the panels with none of their own row below them."""
+        rows = dict.fromkeys(row for row, _ in self.axes)
+        return [key for row in rows for key in self._lowest([key for key in self.axes if key[0] == row])]
+
+    def _lowest(self, keys: Sequence[Key]) -> list[Key]:
         depth: dict[int, int] = {}
-        for line, position in self.places.values():
+        for line, position in (self.places[key] for key in keys):
             depth[position] = max(line, depth.get(position, 0))
-        return [key for key, (line, position) in self.places.items() if line == depth[position]]
+        return [key for key in keys if self.places[key][0] == depth[self.places[key][1]]]
 
     def label_x(self, text: str | Mapping[str, str]) -> None:
-        """Write the x label, or that of each row by name, below the panels that show their ticks."""
-        for key, ax in self.axes.items():
-            if key in self.lowest() or not isinstance(text, str):
-                ax.set_xlabel(text if isinstance(text, str) else text[key[0]])
+        """Write the x label below the lowest panels, or that of each row by name below the row's own lowest."""
+        for key in self.lowest() if isinstance(text, str) or self.turned else self.lowest_of_rows():
+            self.axes[key].set_xlabel(text if isinstance(text, str) else text[key[0]])
 
     def label_y(self, text: str | Mapping[str, str]) -> None:
-        """Write the y label, or that of each row by name, beside the panels at the left; where turned, beside all that differ."""
+        """Write the y label beside the panels at the left, or that of each row by name; rows that were turned all have theirs."""
         for key, ax in self.axes.items():
             if key in self.leftmost() or (self.turned and not isinstance(text, str)):
                 ax.set_ylabel(text if isinstance(text, str) else text[key[0]])
@@ -72,25 +79,34 @@ class Panels:
         lift: points between a panel and its name above, where something else stands between them. Names that are missing are
         not written.
         """
+        for ax, side, text, color in self.names(rows, columns):
+            if side == "beside":
+                style.name_row(ax, text).set_color(color)
+            else:
+                _name_above(ax, text, color, lift)
+
+    def names(self, rows: Mapping[str, Name], columns: Mapping[str, Name]) -> Iterator[tuple[Axes, str, str, str]]:
+        """Yield the axes, side ("above" or "beside"), text and color of each name to be written."""
         above, beside, place = (rows, columns, 0) if self.turned else (columns, rows, 1)
-        folded = len({self.places[key][0] for key in self.axes}) > len({key[1 - place] for key in self.axes})
+        lines = {line for line, _ in self.places.values()}
+        folded = len(lines) > len({key[1 - place] for key in self.axes})
         for key, ax in self.axes.items():
             line, position = self.places[key]
             if (line == 0 or folded) and key[place] in above:
-                _name_above(ax, above[key[place]], lift)
+                yield ax, "above", *_parts(above[key[place]])
             if position == 0 and key[1 - place] in beside:
-                text, color = _parts(beside[key[1 - place]])
-                style.name_row(ax, text).set_color(color)
+                yield ax, "beside", *_parts(beside[key[1 - place]])
 
 
 def panels(rows: Sequence[str], columns: Sequence[str], height: float, *, top: float = 0.7, first: float = 1.2,
            each: float = 2.0, share_x: str = "all", share_y: str = "all", **options: Any) -> Panels:
-    """Return empty panels, each `height` inches, under `top` inches for legend and note.
+    """Return empty panels, each `height` inches, or less where they stand in more lines, under `top` inches for legend and note.
 
     The figure is first + each inches a panel wide, at most the page. share_x, share_y: all | row | column | none.
     """
     places, turned = arrange(rows, columns, style.most_columns())
     lines, width = (1 + max(place[way] for place in places.values()) for way in (0, 1))
+    height *= 1.0 if lines <= len(rows) else 0.85
     figure = style.new_figure(top + height * lines, style.panel_width(width, first, each))
     cells, axes, shared = figure.add_gridspec(lines, width), {}, {}
     for key, place in places.items():
@@ -128,8 +144,7 @@ def group_names(groups: Sequence[str]) -> dict[str, Name]:
     return {group: style.group_name(group) for group in groups}
 
 
-def _name_above(ax: Axes, name: Name, lift: float) -> None:
-    text, color = _parts(name)
+def _name_above(ax: Axes, text: str, color: str, lift: float) -> None:
     if lift:
         ax.annotate(text, (0, 1), xycoords="axes fraction", xytext=(0, lift), textcoords="offset points",
                     fontsize=style.size("axes.titlesize"), fontweight="bold", color=color)

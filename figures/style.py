@@ -225,9 +225,9 @@ def legend_columns(figure: FigureBase, labels: Sequence[str], most: int | None =
     return 1
 
 
-def wrapped(figure: FigureBase, text: str, margin: float = 18.0) -> str:
+def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
     """Return small text broken between words into lines that fit the figure's width, less `margin` points."""
-    limit = figure.bbox.width - margin * figure.dpi / 72
+    limit = 0.96 * figure.bbox.width - margin * figure.dpi / 72      # glyphs are a little wider at some resolutions
     space = text_width(figure, "x x") - text_width(figure, "xx")
     lines, filled = [[]], 0.0
     for word in re.findall(r"(?:\$[^$]*\$|\S)+", text):    # mathematics is not broken

@@ -80,4 +80,4 @@ def _handles(table: pd.DataFrame) -> list[Line2D]:
 def _words(record: Measurement) -> str:
     """Return the settings of the toys in words, as the record states them."""
     facts = [f"{key} {value:g}" for key, value in record.about.items() if isinstance(value, (int, float)) and key != "level"]
-    return r"$\rho$ in parameter units; lines: closed forms, points: simulated" + "".join(f", {fact.replace('_', ' ')}" for fact in facts)
+    return "; ".join([r"$\rho$ in parameter units", "lines: closed forms", "points: simulated", *facts]).replace("_", " ")

@@ -4,7 +4,7 @@ A `FakeRun` answers like a `RunStore` and keeps its records in memory. Its Hessi
 known exactly; negative curvature fades over the epochs, more slowly for the tail and fastest for SSE-SAM.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -46,15 +46,15 @@ class FakeRun:
 
 def fake_run(opt="sgd", seed=0, epochs=(0, 60), groups=("head", "tail"), probes=3, steps=24, measures=False,
              **config) -> FakeRun:
-    """Return one run with metrics, the spectra of `groups` at `epochs`, surfaces at the last, and measurements if asked."""
+    """Return one run with metrics, the spectra of `groups` at `epochs`, surfaces; if asked, measurements and a path."""
     config = CONFIG | {"opt": opt, "seed": seed} | config
     rng = np.random.default_rng([seed, crc32(opt.encode())])
     run = FakeRun(Path("runs") / f"{opt}-{seed}", config, fake_metrics(opt, rng, config["epochs"]))
     for epoch in epochs:
         for group in groups:
             run.kept.append(fake_curvature(opt, group, epoch, rng, config["epochs"], probes, steps))
-    run.kept += [fake_plane(opt, max(epochs), rng), *fake_lines(opt, max(epochs), rng)]
-    run.kept += fake_measurements(opt, seed, epochs) if measures else []
+    run.kept += [fake_plane(opt, max(epochs), rng), *fake_lines(opt, max(epochs), rng, derivatives=measures)]
+    run.kept += fake_measurements(opt, seed, epochs) + fake_path(opt, max(epochs), rng) if measures else []
     return run
 
 
@@ -157,16 +157,40 @@ def fake_plane(opt, epoch, rng, points=15) -> Surface:
                     "filter norms")
 
 
-def fake_lines(opt, epoch, rng, points=31) -> list[Surface]:
-    """Two exact parabolas along unit eigenvectors of the tail: the quadratic prediction must lie on them near zero."""
+def fake_lines(opt, epoch, rng, points=31, derivatives=False) -> list[Surface]:
+    """Quartics along unit eigenvectors of the tail, whose quadratic prediction lies on them near zero; stored if asked."""
     x = np.linspace(-0.5, 0.5, points)
     low, high = -7.0 * FADE[opt], 20.0 * FADE[opt] ** 0.3
     lines = []
     for name, value in (("tail lambda_min", low), ("tail lambda_max", high)):
-        loss = np.stack([0.05 + 1.5 * x ** 2, 0.9 + 0.5 * value * x ** 2 + 6.0 * x ** 4])
-        file_name = name.replace(" ", "-")
-        lines.append(_surface(file_name, epoch, x, np.zeros(0), loss, rng, (name,), (value,), "parameter units"))
+        slope = 0.1 if value < 0 else 0.0
+        loss = np.stack([0.05 + 1.5 * x ** 2, 0.9 + slope * x + 0.5 * value * x ** 2 + 6.0 * x ** 4])
+        line = _surface(name.replace(" ", "-"), epoch, x, np.zeros(0), loss, rng, (name,), (value,), "parameter units")
+        terms = np.array([[[0.05], [0.9]], [[0.0], [slope]], [[3.0], [value]]])
+        lines.append(replace(line, derivatives=terms) if derivatives else line)
     return lines
+
+
+def fake_path(opt, epoch, rng) -> list[Surface]:
+    """The checkpoints of a run and one of another on their principal plane, and the line between the last and the first."""
+    epochs, x = [0, epoch // 4, epoch // 2, 3 * epoch // 4, epoch], np.linspace(-1, 5, 17)
+    places = np.array([[4 * (1 - done), 1.5 * np.sin(3 * done) * (1 - done)] for done in np.linspace(0, 1, 5)])
+    order = [4, 0, 1, 2, 3]     # the origin first, as they are stored
+    names = (*(f"epoch {epochs[i]}" for i in order), f"runs/tail-only epoch {epoch}")
+    points = np.concatenate([places[order], [[0.8, 2.2]]])
+    bowl = 0.05 + 0.08 * (x[:, None] ** 2 + 1.5 * (x[None] - 1) ** 2)
+    loss = np.stack([bowl, 2 * FADE[opt] + 2 * bowl, 1.2 * bowl])
+    plane = _surface("path-plane", epoch, x, x, loss[:2], rng, ("PC 1", "PC 2"), (np.nan, np.nan), "parameter units")
+    plane = replace(plane, groups=("head", "tail", "all"), num_samples=np.array([500, 60, 560]), loss=loss,
+                    accuracy=np.exp(-loss), point_names=names, point_coordinates=points,
+                    point_distances=np.array([0, 0, 0.2, 0.3, 0.1, 0.4]),
+                    about={"explained_variance": [0.83, 0.11]}, batchnorm="recalibrated")
+    alpha = np.linspace(-0.4, 4.4, 25)
+    alpha[[2, 22]] = 0.0, 4.0
+    hill = np.stack([0.05 + 0.1 * alpha ** 2, 0.9 + 0.05 * alpha ** 2 + np.exp(-(alpha - 1) ** 2)])
+    line = _surface("path-line", epoch, alpha, np.zeros(0), hill, rng, ("epoch 0",), (np.nan,), "parameter units")
+    return [plane, replace(line, point_names=(f"epoch {epoch}", "epoch 0"), point_coordinates=np.array([[0.0], [4.0]]),
+                           point_distances=np.zeros(2))]
 
 
 def _saddle(opt, x) -> np.ndarray:
