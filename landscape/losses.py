@@ -1,15 +1,17 @@
-"""Per-sample losses for long-tailed classification: CE, LDAM, LA and VS, and the class weights of DRW.
+"""Per-sample losses for long-tailed classification: one table, and those that adjust logits: CE, LDAM, LA, VS, BS; DRW.
 
-Every loss here is a cross-entropy of adjusted logits, l_i = -log softmax(a * z + b - m_y e_y)_y with constants a class:
+LDAM-DRW is LDAM with `--drw_epoch`. Every loss of this file is a cross-entropy of adjusted logits,
+l_i = -log softmax(a * z + b - m_y e_y)_y with constants a class:
 
     CE     a = 1,                     b = 0,          m = 0
     LDAM   a = s (paper) or 1,        b = 0,          m_c = s max_m (n_min / n_c)^(1/4)
     LA     a = 1,                     b = tau log pi, m = 0
     VS     a_c = (n_c / n_max)^gamma, b = tau log pi, m = 0
+    BS     a = 1,                     b = log n,      m = 0
 
 where n_c counts the training images of class c and pi_c = n_c / sum(n). Sources: LDAM and DRW, Cao et al. 2019; LA,
-Menon et al. 2021, equation 10; VS, Kini et al. 2021. DRW and the defaults of VS follow the code of Rangwani et al.
-2022, LDAM's release form that of Lyu et al. 2025.
+Menon et al. 2021, equation 10; VS, Kini et al. 2021; BS, Ren et al. 2020. DRW and the defaults of VS follow the code of
+Rangwani et al. 2022, LDAM's release form that of Lyu et al. 2025.
 """
 
 import inspect
@@ -64,8 +66,8 @@ def ldam(class_counts: Sequence[int], *, form: str = "paper", max_m: float = 0.5
     form="paper" expects the cosines of a cosine head and computes CE(s (cos - m_y e_y)); form="release" expects the raw
     logits of a linear head, as the SSE-SAM code does, and computes CE(z - s m_y e_y).
     """
-    _check("max_m", max_m, low=0.0)
-    _check("s", s, low=0.0, strict=True)
+    check_number("max_m", max_m, low=0.0)
+    check_number("s", s, low=0.0, strict=True)
     if form not in ("paper", "release"):
         raise InputError(f"form={form!r} is unknown: expected 'paper' (cosine head) or 'release' (linear head)")
     counts = _positive(class_counts, "LDAM")
@@ -78,18 +80,23 @@ def logit_adjustment(class_counts: Sequence[int], *, tau: float = 1.0) -> Adjust
     return AdjustedCrossEntropy(shift=_prior_shift(_positive(class_counts, "LA"), tau))
 
 
+def balanced_softmax(class_counts: Sequence[int]) -> AdjustedCrossEntropy:
+    """Return balanced softmax, CE(z + log n) (Ren et al. 2020): LA with tau = 1, to a shift that all classes share."""
+    return AdjustedCrossEntropy(shift=_positive(class_counts, "BS").log())
+
+
 def vector_scaling(class_counts: Sequence[int], *, gamma: float = 0.3, tau: float = 1.0) -> AdjustedCrossEntropy:
     """Return VS: CE(z / Delta + tau log pi) with Delta_c = (n_max / n_c)^gamma; gamma = tau = 0 is CE.
 
     This gamma has nothing to do with SSE-SAM's. Defaults of Rangwani et al. 2022; Lyu et al. 2025 use 0.05 and 0.75.
     """
-    _check("gamma", gamma, low=0.0)
+    check_number("gamma", gamma, low=0.0)
     counts = _positive(class_counts, "VS")
     return AdjustedCrossEntropy(scale=(counts / counts.max()) ** gamma, shift=_prior_shift(counts, tau))
 
 
 def _prior_shift(counts: Tensor, tau: float) -> Tensor:
-    _check("tau", tau)
+    check_number("tau", tau)
     return tau * (counts / counts.sum()).log()
 
 
@@ -99,6 +106,9 @@ LOSSES: dict[str, str | Callable[..., nn.Module]] = {
     "LDAM": ldam,
     "LA": logit_adjustment,
     "VS": vector_scaling,
+    "BS": balanced_softmax,
+    "CB": "landscape.weighted_losses:class_balanced",
+    "Focal": "landscape.weighted_losses:focal",
     "BCL": "landscape.contrastive:balanced_contrastive_learning",
 }
 ALIASES = {"VA": "LA"}  # the SSE-SAM README's spelling
@@ -144,7 +154,7 @@ def needs_views(name: str) -> bool:
 def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:
     """Build a per-sample loss, loss(logits (B, C), targets (B,)) -> (B,), by its name in LOSSES.
 
-    `class_counts` (C,) are training images a class; all but CE refuse a class without one.
+    `class_counts` (C,) are training images a class; all that go by them refuse a class without one.
     """
     name = loss_name(name)
     known = loss_options(name)
@@ -180,7 +190,8 @@ def _positive(class_counts: Sequence[int], user: str) -> Tensor:
     return counts
 
 
-def _check(name: str, value: float, low: float = -inf, strict: bool = False) -> None:
+def check_number(name: str, value: float, low: float = -inf, strict: bool = False) -> None:
+    """Raise InputError where an option is no finite number of its range."""
     number = isinstance(value, (int, float)) and isfinite(value)
     if not number or value < low or (strict and value == low):
         bound = f" {'>' if strict else '>='} {low:g}" if low > -inf else ""

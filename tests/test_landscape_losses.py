@@ -6,9 +6,19 @@ import torch
 from torch.nn import functional as F
 
 from landscape.errors import InputError
-from landscape.losses import LOSSES, build_loss, drw_weights, loss_name, loss_options, needs_cosine_head
+from landscape.losses import (
+    LOSSES,
+    build_loss,
+    drw_weights,
+    loss_name,
+    loss_options,
+    needs_cosine_head,
+    needs_views,
+    register_loss,
+)
 
 COUNTS = np.array([81, 16, 1])
+OF_LOGITS = [name for name in LOSSES if not needs_views(name)]
 
 
 def assert_same_bits(first, second):
@@ -79,6 +89,66 @@ def test_vs_without_scaling_is_la(batch):
     assert_same_bits(build_loss("VS", COUNTS, gamma=0.0)(*batch), build_loss("LA", COUNTS)(*batch))
 
 
+def test_balanced_softmax_counts_each_exponential_by_its_classs_images(batch):
+    logits, targets = batch
+    shares = logits.exp() * torch.tensor(COUNTS) / (logits.exp() * torch.tensor(COUNTS)).sum(1, keepdim=True)
+    torch.testing.assert_close(build_loss("BS", COUNTS)(*batch), -shares[range(6), targets].log())
+    torch.testing.assert_close(build_loss("BS", COUNTS)(*batch), build_loss("LA", COUNTS)(*batch))
+
+
+@pytest.mark.parametrize("options, gamma, beta", [({}, 1.0, 0.0), ({"focal_gamma": 0.5, "beta": 0.9}, 0.5, 0.9)])
+def test_focal_loss_is_the_formula(batch, options, gamma, beta):
+    logits, targets = batch
+    p = logits.softmax(1)[range(6), targets]
+    weights = torch.tensor([(1 - beta) / (1 - beta ** n) for n in COUNTS.tolist()], dtype=torch.float64)
+    weights = (3 * weights / weights.sum())[targets]
+    torch.testing.assert_close(build_loss("Focal", COUNTS, **options)(*batch), -weights * (1 - p) ** gamma * p.log())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_has_finite_derivatives_where_the_network_is_sure(gamma):
+    logits = torch.tensor([[800.0, 0.0, 0.0], [0.0, 800.0, 0.0]], requires_grad=True)
+    loss = build_loss("Focal", COUNTS, focal_gamma=gamma)(logits, torch.tensor([0, 0]))
+    slope, = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    assert loss[0] < 1e-12 and loss[1] == 800 and slope.isfinite().all()
+    assert torch.autograd.grad(slope.square().sum(), logits)[0].isfinite().all()
+
+
+def test_class_balanced_weights_are_those_of_drw(batch):
+    expected = drw_weights(COUNTS, 0.9999)[batch[1]] * build_loss("CE", COUNTS)(*batch)
+    torch.testing.assert_close(build_loss("CB", COUNTS)(*batch), expected)
+
+
+@pytest.mark.parametrize("name, options", [("Focal", {"focal_gamma": 0.0}), ("CB", {"beta": 0.0})])
+def test_without_weights_a_loss_is_ce(batch, name, options):
+    assert_same_bits(build_loss(name, COUNTS, **options)(*batch), build_loss("CE", COUNTS)(*batch))
+
+
+def test_with_balanced_classes_class_balanced_is_ce(batch):
+    torch.testing.assert_close(build_loss("CB", [5, 5, 5])(*batch), build_loss("CE", COUNTS)(*batch))
+    torch.testing.assert_close(build_loss("BS", [5, 5, 5])(*batch), build_loss("CE", COUNTS)(*batch))
+
+
+def tempered(class_counts, *, temperature=2.0):
+    """A loss of one's own: cross-entropy of z / temperature."""
+    ce = build_loss("CE", class_counts)
+    return lambda logits, targets: ce(logits / temperature, targets)
+
+
+def test_a_loss_of_ones_own_is_one_row_or_a_module_and_a_callable(batch, monkeypatch, tmp_path):
+    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    register_loss("mine", tempered)
+    assert loss_options("mine") == {"temperature": 2.0}
+    logits, targets = batch
+    expected = by_hand(logits / 4, targets)
+    torch.testing.assert_close(build_loss("mine", COUNTS, temperature=4.0)(*batch), expected)
+    torch.testing.assert_close(build_loss(f"{__name__}:tempered", COUNTS, temperature=4.0)(*batch), expected)
+    with pytest.raises(InputError, match="loss='mine' is taken"):
+        register_loss("mine", tempered)
+    with pytest.raises(InputError, match="'nowhere:loss' cannot be imported"):
+        loss_options("nowhere:loss")
+
+
 def test_with_balanced_classes_la_is_ce_and_ldam_has_one_margin(batch):
     torch.testing.assert_close(build_loss("LA", [5, 5, 5])(*batch), build_loss("CE", COUNTS)(*batch))
     assert build_loss("LDAM", [5, 5, 5]).margin.tolist() == [15.0, 15.0, 15.0]
@@ -91,7 +161,7 @@ def test_the_gradient_of_ce_is_softmax_minus_onehot(batch):
     torch.testing.assert_close(gradient, logits.detach().softmax(1) - F.one_hot(targets, 3))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_LOGITS)
 def test_a_loss_is_one_number_a_sample_in_the_type_of_the_logits(batch, name):
     logits, targets = batch
     loss = build_loss(name, COUNTS)
@@ -101,14 +171,14 @@ def test_a_loss_is_one_number_a_sample_in_the_type_of_the_logits(batch, name):
     assert not list(loss.parameters())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_LOGITS)
 def test_constants_follow_the_logits_to_another_device(batch, name):
     logits, targets = batch
     assert build_loss(name, COUNTS)(logits.to("meta"), targets.to("meta")).device.type == "meta"
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, when forward mode is first used
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_LOGITS)
 def test_forward_over_reverse_and_vmap_agree_with_the_dense_hessian(batch, name):
     logits, targets = batch
     loss = build_loss(name, COUNTS)
@@ -150,6 +220,9 @@ def test_options_are_listed_with_their_defaults():
     ("LDAM", COUNTS, {"s": 0.0}, "s=0.0 is out of range: expected a finite number > 0"),
     ("LDAM", COUNTS, {"max_m": -1.0}, "max_m=-1.0 is out of range: expected a finite number >= 0"),
     ("VS", COUNTS, {"gamma": -1.0}, "gamma=-1.0 is out of range"),
+    ("Focal", COUNTS, {"focal_gamma": -1.0}, "focal_gamma=-1.0 is out of range"),
+    ("CB", COUNTS, {"beta": 1.0}, "beta=1.0 is out of range: expected 0 <= beta < 1"),
+    ("BS", [3, 0], {}, r"class_counts\[1\]=0 is out of range: BS"),
     ("LA", COUNTS, {"tau": math.inf}, "tau=inf is out of range"),
 ])
 def test_what_cannot_be_used_is_refused_by_name(name, counts, options, message):
