@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from analysis.direction_words import Word, read_words
 from landscape.errors import InputError
 
-DIRECTIONS = ("random", "eigen")
 LOSSES = ("CE", "training")
 DTYPES = ("float32", "float64")
+SURFACE_DTYPES = (*DTYPES, "bfloat16")
+NORMALIZATIONS = ("filter", "layer", "none")    # the names of analysis.directions.UNITS, known without loading torch
+IGNORED = ("biasbn", "none")
+BATCHNORM = ("fixed", "recalibrated", "batch")
 SPLITS = ("train", "test")
 MAX_TRACE_PRODUCTS = 500    # that a trace to a stated error may take
 OPERATORS = ("hessian", "gauss_newton")
@@ -83,31 +87,61 @@ class Making:
 
 @dataclass(frozen=True)
 class SurfaceSettings:
-    """A line or plane through a checkpoint, on which every group's loss is evaluated."""
+    """A line or plane through a checkpoint, on which every group's loss is evaluated.
 
-    directions: str = "random"      # random: filter-normalised; eigen: most negative and largest of `group`
-    group: str = "tail"             # whose eigenvectors; has to have a stored spectrum
-    dims: int = 2
+    What is None is settled at once, and stored as what it became: `dims` by the directions; `batchnorm` is recalibrated and
+    the grid covers the checkpoints where the directions lead through some, else it is fixed and from -1 to 1.
+    """
+
+    directions: str | tuple[str, ...] = "random"    # one or two names of analysis.direction_words
+    group: str = "tail"             # whose eigenvectors "eigen" are; has to have a stored spectrum
+    dims: int | None = None         # 1: a line, 2: a plane
     points: int = 21                # along each direction, odd so that the checkpoint itself is one of them
-    span: float = 1.0               # the grid runs from -span to span, in the direction's units
+    span: float | None = None       # the grid runs from -span to span, in the direction's units
+    normalization: str = "filter"   # of random directions: by filter, by layer, or none (unit length)
+    ignore: str = "biasbn"          # what random directions leave at rest: biases and BatchNorm, or none
+    batchnorm: str | None = None    # statistics: the checkpoint's own, estimated anew at each point, or each batch's
     max_samples: int | None = None  # images of each group; None: all of them
     batch_size: int = 500
     split: str = "train"
-    dtype: str = "float32"
-    seed: int = 0                   # of random directions and subsets
+    dtype: str = "float32"          # of the forward passes; bfloat16 is measured against float32
+    seed: int = 0                   # of random directions, of subsets, and of batches where statistics are a batch's
 
     def __post_init__(self):
         _positive(self, "batch_size", *(["max_samples"] if self.max_samples is not None else []))
         _not_negative(self, "seed")
-        _among(self, directions=DIRECTIONS, split=SPLITS, dtype=DTYPES, dims=(1, 2))
+        _among(self, split=SPLITS, dtype=SURFACE_DTYPES, dims=(None, 1, 2), normalization=NORMALIZATIONS, ignore=IGNORED,
+               batchnorm=(None, *BATCHNORM))
+        self._settle()
         if "@" in self.group:
             raise InputError(f"group={self.group!r} is out of range: eigenvectors of a block of parameters are no directions of "
                              "the whole network; expected a class group")
         if not isinstance(self.points, int) or self.points < 3 or self.points % 2 == 0:
             raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the "
                              "checkpoint is on the grid")
-        if not (isinstance(self.span, (int, float)) and isfinite(self.span) and self.span > 0):
+        if self.span is not None and not (isinstance(self.span, (int, float)) and isfinite(self.span) and self.span > 0):
             raise InputError(f"span={self.span} is out of range: expected a number > 0, in units of the direction")
+
+    def _settle(self) -> None:
+        words, dims = read_words(self.directions, self.dims)
+        texts = tuple(word.text for word in words)
+        leads = any(word.leads_somewhere for word in words)
+        settled = {"directions": texts if len(texts) > 1 else texts[0], "dims": dims,
+                   "batchnorm": self.batchnorm or ("recalibrated" if leads else "fixed"),
+                   "span": 1.0 if self.span is None and not leads else self.span}
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The names of the directions, read."""
+        return read_words(self.directions, self.dims)[0]
+
+    @property
+    def spectra(self) -> tuple[str, ...]:
+        """The groups whose spectra the directions come from."""
+        named = {"eigen": self.group}
+        return tuple(dict.fromkeys(named.get(word.kind, word.group) for word in self.words if word.kind.startswith("eigen")))
 
 
 @dataclass(frozen=True)
@@ -148,9 +182,9 @@ def stored_group(group: str, settings: SpectrumSettings) -> str:
 
 
 def surface_name(epoch: int, settings: SurfaceSettings) -> str:
-    """Return the name under which a surface is stored: epoch, kind of directions, line or plane."""
-    kind = settings.directions if settings.directions == "random" else f"{settings.group.replace(':', '-')}-eigen"
-    return f"epoch-{epoch:04d}-{kind}-{settings.dims}d"
+    """Return the name under which a surface is stored: epoch, directions, line or plane."""
+    words = [f"{settings.group.replace(':', '-')}-eigen" if word.kind == "eigen" else word.slug for word in settings.words]
+    return f"epoch-{epoch:04d}-{'_'.join(words)[:80]}-{settings.dims}d"
 
 
 def _positive(settings: object, *names: str) -> None:

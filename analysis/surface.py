@@ -1,9 +1,14 @@
 """Loss surfaces: loss and accuracy of every class group on a line or plane through a checkpoint, from one sweep.
 
 At the point (alpha, beta) the parameters are theta = theta0 + alpha d1 + beta d2, computed in float64 from theta0 for
-every point and rounded once, so no rounding piles up along a row. Evaluation mode: the BatchNorm statistics are
-theta0's. Each point costs one forward pass over the data, whatever the number of groups. Values are stored as they
-come: NaN and inf stay, and one group's NaN does not reach another.
+every point and rounded once, so no rounding piles up along a row. Each point costs one forward pass over the data, whatever the
+number of groups and classes; analysis.forward makes that pass cheaper than a plain one. Values are stored as they come: NaN and
+inf stay, and one group's NaN does not reach another.
+
+The statistics of BatchNorm are theta0's ("fixed"), estimated anew at each point from the same batches and then used, as after
+stochastic weight averaging ("recalibrated": a second pass; Izmailov et al. 2018, section 3.2), or each batch's own ("batch").
+
+Several processes (torchrun) share the rows; all of them return the surface, and the first alone should write.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from analysis.directions import Direction, directions_hash
+from analysis.forward import untouched
 from analysis.kernels import reproducible_kernels
+from analysis.paths import project
+from analysis.quadratic import class_derivatives
+from analysis.statistics import effective_policy, normalizing
+from analysis.sweep import Loss, Samples, build_sweep, shared_rows
 from checkpoints.records import Surface
 from landscape.batchnorm import evaluation_mode
+from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
-from landscape.parameters import moved_to, theta
+from landscape.parameters import theta
 
 Row = np.ndarray  # (2, G, B), B = 1 for a line, float64: losses and accuracies of all groups at one alpha
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class Progress(Protocol):
@@ -31,11 +43,12 @@ class Progress(Protocol):
     def update(self, n: int = 1) -> object: ...
 
 
-def loss_surface(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: Sequence[tuple[Tensor, Tensor]],
-                 directions: Sequence[Direction], coordinates: Sequence[Sequence[float]], groups: ClassGroups, *,
-                 name: str = "surface", epoch: int = 0, provenance: Mapping[str, Any] | None = None,
-                 progress: Progress | None = None, done: Mapping[int, Row] | None = None,
-                 on_row: Callable[[int, Row], None] | None = None) -> Surface:
+def loss_surface(model: nn.Module, loss: Loss, batches: Batches, directions: Sequence[Direction],
+                 coordinates: Sequence[Sequence[float]], groups: ClassGroups, *, name: str = "surface", epoch: int = 0,
+                 provenance: Mapping[str, Any] | None = None, progress: Progress | None = None,
+                 done: Mapping[int, Row] | None = None, on_row: Callable[[int, Row], None] | None = None,
+                 batchnorm: str = "fixed", precision: str | None = None, form: str = "auto", derivatives: bool = False,
+                 points: Mapping[str, Tensor] | None = None, about: Mapping[str, Any] | None = None) -> Surface:
     """Evaluate every group's mean loss and accuracy at theta0 + alpha d1 (+ beta d2) for all given coordinates.
 
     batches: (images, labels) pairs, kept on the model's device; loss(logits, labels) -> (B,). directions and
@@ -43,21 +56,32 @@ def loss_surface(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], bat
     among its logits counts as wrong. progress.update() is called once a point. To resume a killed sweep, on_row(i, row)
     gets the finished values at alpha[i], and `done` hands them back: those rows are not computed again. The model is
     unchanged afterwards, bit for bit, also after an exception.
+
+    batchnorm: fixed, recalibrated or batch, the last two on batches of one size (up to one sample). precision="bfloat16":
+    passes are made in it where torch.autocast does, and its error against float32 is measured at the corners and the middle.
+    form: a name of analysis.forward.FORMS. derivatives: with fixed statistics, store the quadratic prediction along each
+    direction. points: parameters (d,) of checkpoints whose places are stored, theta0 the first. about: facts to be stored.
     """
-    start = theta(model)
+    start, processes = theta(model), Processes.present()
     walk = _walk(directions, coordinates, start)
-    samples = _resident(batches, groups, start.device)
+    samples = Samples.of(batches, groups, start.device)
+    policy = effective_policy(model, batchnorm, [len(labels) for _, labels in samples.batches])
     rows = _read_rows(done or {}, (2, len(groups.names), walk.width), len(walk.alpha))
-    with torch.no_grad(), evaluation_mode(model), reproducible_kernels():
-        for i in range(len(walk.alpha)):
-            if i in rows:
-                _count(progress, walk.width)
-                continue
-            rows[i] = np.stack([_point(model, loss, samples, point, progress) for point in walk.points(i)], axis=-1)
-            if on_row is not None:
-                on_row(i, rows[i])
+    facts = dict(about or {})
+    with torch.no_grad(), evaluation_mode(model), reproducible_kernels(), untouched(model):
+        terms = _derivatives(model, loss, samples, walk, facts) if derivatives and policy == "fixed" else None
+        with normalizing(model, policy):
+            sweep, rounding = build_sweep(model, loss, samples, walk.corners(), policy=policy, precision=precision, form=form)
+
+            def compute(i: int) -> Row:
+                return np.stack([_counted(sweep.at(point), progress) for point in walk.points(i)], axis=-1)
+
+            _count(progress, len(rows) * walk.width)
+            rows |= shared_rows(compute, (2, len(groups.names), walk.width), [i for i in range(len(walk.alpha)) if i not in rows],
+                                on_row, lambda others: _count(progress, others * walk.width), processes)
     values = np.stack([rows[i] for i in range(len(walk.alpha))], axis=2)  # (2, G, A, B)
-    return _record(values, walk, samples, groups, name=name, epoch=epoch, provenance=dict(provenance or {}))
+    return _record(values, walk, samples, points or {}, terms, name=name, epoch=epoch, provenance=dict(provenance or {}),
+                   batchnorm=batchnorm, precision=precision or str(start.dtype).removeprefix("torch."), about=facts | rounding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,32 +104,21 @@ class _Walk:
         for b in self.beta.tolist():
             yield torch.add(base, self.vectors[1], alpha=b)
 
-
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    batches: list[tuple[Tensor, Tensor, Tensor]]  # images, labels (B,), membership (G, B) bool
-    sizes: Tensor                                 # (G,) float64: samples of each group
-
-
-def _point(model: nn.Module, loss: Callable, samples: _Samples, point: Tensor, progress: Progress | None) -> np.ndarray:
-    """Return the mean losses and accuracies (2, G) at the parameters `point`."""
-    with moved_to(model, point):
-        sums = sum(_sums(model(images), loss, labels, members) for images, labels, members in samples.batches)
-    _count(progress, 1)
-    return (sums / samples.sizes).cpu().numpy()
+    def corners(self) -> list[Tensor]:
+        """Return theta0 and the corners of the grid, the parameters (d,) of each."""
+        rows = (0, len(self.alpha) - 1)
+        ends = [point for row in rows for place, point in enumerate(self.points(row)) if place in (0, self.width - 1)]
+        return [self.start, *ends]
 
 
-def _sums(logits: Tensor, loss: Callable, labels: Tensor, members: Tensor) -> Tensor:
-    """Return the summed losses and correct answers (2, G) of one batch, in float64."""
-    losses = loss(logits, labels)
-    if losses.shape != labels.shape:
-        raise InputError(f"the loss has shape {tuple(losses.shape)}: expected one number a sample, "
-                         f"{tuple(labels.shape)}; pass a loss with reduction='none'")
-    # argmax calls NaN the largest, which would make a broken sample right now and then.
-    correct = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
-    values = torch.stack([losses.double(), correct.double()])  # (2, B)
-    # Not a product with a 0/1 table, in which one sample's NaN would reach every group.
-    return torch.where(members, values[:, None], 0.0).sum(2)   # (2, G, B) -> (2, G)
+def _derivatives(model: nn.Module, loss: Loss, samples: Samples, walk: _Walk, facts: dict[str, Any]) -> np.ndarray | None:
+    """Return mean loss, slope and curvature (3, G, k) of every group; where the network has none, why not is a fact."""
+    try:
+        sums = class_derivatives(model, loss, samples.batches, walk.directions, samples.num_classes)    # (3, C, k)
+    except InputError as reason:
+        facts["no_prediction"] = str(reason)
+        return None
+    return samples.over_groups(sums.movedim(1, 2).numpy()).transpose(0, 2, 1) / samples.sizes[:, None]
 
 
 def _walk(directions: Sequence[Direction], coordinates: Sequence[Sequence[float]], start: Tensor) -> _Walk:
@@ -131,23 +144,6 @@ def _axis(values: Sequence[float], axis: str) -> np.ndarray:
     return values
 
 
-def _resident(batches: Sequence[tuple[Tensor, Tensor]], groups: ClassGroups, device: torch.device) -> _Samples:
-    if not isinstance(batches, Sequence) or not batches:
-        found = "empty" if isinstance(batches, Sequence) else f"a {type(batches).__name__}"
-        raise InputError(f"batches is {found}: expected a list of (images, labels), since every point reads it again")
-    table = torch.stack([groups.membership(device)[name] for name in groups.names])  # (G, C)
-    moved = [(images.to(device), labels.to(device)) for images, labels in batches]
-    for _, labels in moved:
-        if labels.ndim != 1 or labels.is_floating_point() or (labels < 0).any() or (labels >= table.shape[1]).any():
-            raise InputError(f"labels are out of range: expected integers 0 <= label < {table.shape[1]}, of shape (B,)")
-    held = [(images, labels, table[:, labels]) for images, labels in moved]
-    sizes = sum(members.sum(1) for _, _, members in held).double()
-    for name, size in zip(groups.names, sizes.tolist()):
-        if not size:
-            raise InputError(f"group {name!r} has no sample in the batches: take more samples or leave the group out")
-    return _Samples(held, sizes)
-
-
 def _read_rows(done: Mapping[int, Row], shape: tuple[int, ...], num_rows: int) -> dict[int, Row]:
     for i, row in done.items():
         if i not in range(num_rows) or np.shape(row) != shape:
@@ -157,14 +153,25 @@ def _read_rows(done: Mapping[int, Row], shape: tuple[int, ...], num_rows: int) -
 
 
 def _count(progress: Progress | None, points: int) -> None:
-    if progress is not None:
+    if progress is not None and points:
         progress.update(points)
 
 
-def _record(values: np.ndarray, walk: _Walk, samples: _Samples, groups: ClassGroups, **fields: Any) -> Surface:
+def _counted(values: np.ndarray, progress: Progress | None) -> np.ndarray:
+    _count(progress, 1)
+    return values
+
+
+def _record(values: np.ndarray, walk: _Walk, samples: Samples, points: Mapping[str, Tensor], terms: np.ndarray | None,
+            **fields: Any) -> Surface:
     loss, accuracy = values if len(walk.beta) else values[..., 0]
+    if terms is not None:
+        fields["derivatives"] = terms
+    if points:
+        places, distances = project(list(points.values()), walk.start, walk.directions)
+        fields |= {"point_names": tuple(points), "point_coordinates": places, "point_distances": distances}
     return Surface(
-        groups=groups.names, num_samples=samples.sizes.cpu().numpy().astype(np.int64), alpha=walk.alpha, beta=walk.beta,
+        groups=samples.names, num_samples=samples.sizes.astype(np.int64), alpha=walk.alpha, beta=walk.beta,
         loss=loss, accuracy=accuracy,
         directions=np.stack([v.cpu().numpy() for v in walk.vectors]),
         direction_names=tuple(d.name for d in walk.directions),

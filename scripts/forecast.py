@@ -93,7 +93,8 @@ def of_surfaces(subject, surfaces: Sequence) -> Forecast:
     for settings in surfaces:
         batches, points = surface_batches(subject, settings), settings.points ** settings.dims
         largest = max((images for images, _ in batches), key=len)
-        each = _forward_seconds(subject, largest, settings.dtype) / len(largest) * sum(len(labels) for _, labels in batches)
+        passes = 1 + (settings.batchnorm == "recalibrated")
+        each = passes * _forward_seconds(subject, largest, settings.dtype) / len(largest) * sum(len(y) for _, y in batches)
         held = sum(images.nbytes for images, _ in batches)
         total += Forecast({"points": points}, points * each, total.bytes + held, str(subject.device))
     return total
@@ -171,10 +172,13 @@ def _scaled(size: int, small: _Timing, large: _Timing, name: str) -> float:
 def _forward_seconds(subject, images, dtype: str) -> float:
     import torch
 
+    from analysis.forward import build_forward
     from landscape.batchnorm import evaluation_mode
     model = subject.cast(dtype)
     with torch.no_grad(), evaluation_mode(model):
-        return min(_timed(lambda: model(images))[0] for _ in range(2))
+        forward = build_forward(model, images=[images[:8]], precision=dtype if dtype == "bfloat16" else None)
+        pieces = forward.pieces(images)
+        return min(_timed(lambda: [forward(piece) for piece in pieces])[0] for _ in range(2))
 
 
 def _timed(action: Callable[[], Any]) -> tuple[float, Any]:

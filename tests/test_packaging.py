@@ -21,6 +21,7 @@ LADDER = {
     "landscape": ("landscape",),
     "checkpoints": ("checkpoints",),
     "analysis.pipeline": ("analysis", "landscape", "checkpoints"),
+    "analysis.chosen_directions": ("analysis", "landscape", "checkpoints"),
     "analysis.stored": ("analysis", "landscape", "checkpoints"),
     "analysis.stored_surface": ("analysis", "landscape", "checkpoints"),
     "analysis.subject": ("analysis", "landscape", "checkpoints"),
@@ -31,15 +32,16 @@ LADDER = {
     "analysis.outcomes": ("analysis.summary", "checkpoints"),
     "analysis.history": ("analysis.summary", "analysis.verdict", "checkpoints"),
     "analysis.tracking": ("checkpoints",),
+    "analysis.slices": ("checkpoints.records", "checkpoints.errors"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
     "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "analysis.outcomes",
-                "analysis.history", "analysis.tracking", "checkpoints", "landscape.family"),
+                "analysis.history", "analysis.tracking", "analysis.slices", "checkpoints", "landscape.family"),
     "scripts": PACKAGES,
 }
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
-                "analysis.measures")
+                "analysis.measures", "analysis.chosen_directions")
 TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict",
-              "analysis.outcomes", "analysis.history", "analysis.tracking")
+              "analysis.outcomes", "analysis.history", "analysis.tracking", "analysis.slices")
 
 
 def module_name(path: Path) -> str:
