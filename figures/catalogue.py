@@ -17,7 +17,7 @@ from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import LOSS
-from figures import accuracy, cost, latex, mechanism, overview, quality, robustness, saddle, spectrum, style, surface, toy
+from figures import accuracy, cost, history, latex, mechanism, overview, quality, robustness, saddle, spectrum, style, surface, toy
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -79,6 +79,18 @@ CATALOGUE = {
     "lambda_min": Entry(saddle.draw_lambda_min, "the most negative eigenvalue over epochs", "spectra of several epochs",
                         _RANGWANI + ", values of class-wise spectra", _over_epochs("lambda_min"), quantity="lambda_min",
                         command=_SWEEP),
+    "verdicts": _table(history.print_verdicts, "strict saddle, slope, none found or undecided, with the evidence", "spectra",
+                       "Nesterov and Polyak 2006; Jin et al. 2017, definitions", history.verdicts_table,
+                       quantity="verdict, gradient norm, lambda_min, lambda_max, extreme_ratio", vary=LOSS),
+    "escape_epochs": Entry(history.draw_escape_epochs, "first checkpoint without negative curvature above resolution, by seed",
+                           "spectra of several epochs", "none; its own quantity", history.escape_epochs_table,
+                           quantity="escape epoch", command=_SWEEP),
+    "tracking": Entry(history.draw_tracking, "overlap of the most negative eigenvectors with those of the checkpoint before",
+                      "spectra of several epochs", "Gur-Ari et al. 2018, for the largest ones", history.tracking_table,
+                      quantity="eigenvector overlap", command=_SWEEP),
+    "overlap_matrix": Entry(history.draw_overlap_matrix, "|<v_i(t), v_j(t+1)>| of the most negative eigenvectors",
+                            "spectra of several epochs", "none; its own quantity", history.tracking_table,
+                            quantity="eigenvector overlap", command=_SWEEP),
     "curvature_table": _table(accuracy.print_curvature_table, "lambda_min, lambda_max, extreme ratio, negative mass, trace",
                               "spectra", _RANGWANI + ", values", _curvatures, item=4, vary=LOSS,
                               quantity=f"{_ENDS}, extreme_ratio, negative_mass, trace"),

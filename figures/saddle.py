@@ -1,7 +1,7 @@
 """Saddle measures over training: extreme ratio, negative mass and lambda_min of each class group, by optimizer.
 
 extreme_ratio   |lambda_min| / |lambda_max| (Rangwani et al. 2022, figure of non-convexity dynamics; their code logs the
-                inverse). Near 1: as much negative as positive curvature. Near 0: close to a minimum.
+                inverse). Near 1: as much negative as positive curvature. Near 0: little of it that is negative.
 negative_mass   fraction of eigenvalues below -threshold, by Lanczos quadrature; one threshold for all panels.
 lambda_min      the most negative eigenvalue itself.
 
