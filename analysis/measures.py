@@ -61,6 +61,14 @@ MEASURES = {
         "analysis.features:quality", "feature quality Dis - 0.5 log Var of groups and classes on training images; as released",
         "nothing", "Chen et al. 2026 (GKP-GSA), Eq. 17 to 19, Figure 2",
         ("groups", "max_samples", "split", "dtype", "seed"), "analysis.features:work"),
+    "robustness": Measure(
+        "analysis.robustness:robustness", "lambda_min with one choice varied: probes, steps, images, loss, BatchNorm",
+        "nothing", "Rangwani et al. 2022, released code", ("groups", "batches", "max_samples", "split", "dtype", "seed"),
+        "analysis.robustness:work"),
+    "cost": Measure(
+        "analysis.step_cost:cost", "forwards, backwards and seconds of every optimizer's step, on the run's network and batches",
+        "nothing", "Lyu et al. 2025 (SSE-SAM), released code", ("batches", "seed"), "analysis.step_cost:work",
+        at_checkpoint=False),
     "toy": Measure("analysis.toys:toy", "steps to escape a two-dimensional saddle against the radius rho, beside closed forms",
                    "nothing", "Rangwani et al. 2022, theory; Kim et al. 2023", ("batches", "seed"), at_checkpoint=False),
 }
