@@ -17,7 +17,8 @@ from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import LOSS
-from figures import accuracy, cost, history, latex, mechanism, overview, quality, robustness, saddle, spectrum, style, surface, toy
+from figures import (accuracy, cost, history, latex, mechanism, overview, quality, robustness, saddle,
+                     spectrum, style, surface, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -107,6 +108,9 @@ CATALOGUE = {
                      item=11, quantity="loss", command=SURFACE),
     "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018", item=11,
                         quantity="loss", command=SURFACE),
+    "trajectory": Entry(trajectory.draw_trajectory, "the path of training over contours of the loss, distances and barriers",
+                        "planes through checkpoints", "Chen et al. 2026, Fig. 1; Li et al. 2018", trajectory.trajectory_table,
+                        item=12, quantity="loss, barrier", command=SURFACE + " --directions pca"),
     "alignment": Entry(mechanism.draw_alignment, "alignment of each perturbation with the most negative eigenvectors over epochs",
                        "alignment", "the theory of Lyu et al. 2025", mechanism.alignment_table, item=8, quantity="alignment",
                        command=_MEASURE.format("alignment") + " --epoch all"),

@@ -78,15 +78,15 @@ def draw_overview(runs: Comparison, options: Options) -> Figure:
     pools = {group: {opt: runs.curvatures(opt, epoch, group) for opt in runs.optimizers} for group in groups}
     accuracy = summary.accuracy_table(runs, groups=groups, level=options.level)
     sentences = [style.wrapped(style.new_figure(1), line) for line in findings(pools, accuracy).splitlines()]
-    figure, (header, body, footer) = _parts("\n".join(sentences).count("\n") + 1, len(runs.optimizers))
-    axes = body.subplots(3, len(groups), squeeze=False, sharex="row", sharey="row",
-                         height_ratios=[0.5 + 0.4 * len(runs.optimizers), 1.8, 0.4 + 0.22 * len(runs.optimizers)])
+    figure, (header, body, footer) = _parts("\n".join(sentences).count("\n") + 1, len(runs.optimizers), len(groups))
+    axes = _grid(body, len(groups), [0.5 + 0.4 * len(runs.optimizers), 1.8, 0.4 + 0.22 * len(runs.optimizers)])
     _draw_top(axes[0], pools)
     _draw_middle(axes[1], runs, groups)
     _draw_bottom(axes[2], runs, accuracy, groups)
     for ax, group in zip(axes[0], groups):
-        ax.annotate(MEANING.get(group, style.group_name(group)), (0, 1), xycoords="axes fraction", xytext=(0, 18),
-                    textcoords="offset points", fontsize=9.5, fontweight="bold")
+        ax.annotate(MEANING.get(group, style.group_name(group)), (0, 1), xycoords="axes fraction", fontsize=9.5,
+                    textcoords="offset points", fontweight="bold",
+                    xytext=(0, 18 + 1.25 * style.size("axes.titlesize") * ax.get_title("left").count("\n")))
     hessians = style.describe_hessians([pool[0] for by_opt in pools.values() for pool in by_opt.values()])
     _write(header, footer, runs, "\n".join(sentences), epoch, options.level, hessians)
     return figure
@@ -115,7 +115,7 @@ def _draw_top(row: Sequence[Axes], pools: Mapping[str, Mapping[str, Sequence[Cur
             ax.annotate(rf"$\lambda_{{\min}}$ {value}", (1.0, len(by_opt) - 1 - lane),
                         xycoords=("axes fraction", "data"),
                         xytext=(3, 1), textcoords="offset points", fontsize=style.SMALL, color=style.look(opt).color)
-    row[0].set_title("Curvatures of the loss (smoothed, log height). Triangle: the most negative found", loc="left")
+    _entitle(row, "Curvatures of the loss (smoothed, log height). Triangle: the most negative found")
 
 
 def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str]) -> None:
@@ -132,8 +132,9 @@ def _draw_middle(row: Sequence[Axes], runs: Comparison, groups: Sequence[str]) -
             style.mark_switch(ax, runs.members[opt][0].switch, look.color)
         ax.set_xlabel("epoch")
     set_lambda_min_limits(row[0], seeds[seeds["group"].isin(groups)].rename(columns={"lambda_min": "value"}))
-    row[0].set_ylabel("$\\lambda_{\\min}$\n[nats / parameter$^2$]")
-    row[0].set_title("The most negative curvature found during training. Dots: seeds", loc="left")
+    for ax in row if _stacked() else row[:1]:
+        ax.set_ylabel("$\\lambda_{\\min}$\n[nats / parameter$^2$]")
+    _entitle(row, "The most negative curvature found during training. Dots: seeds")
 
 
 def _draw_bottom(row: Sequence[Axes], runs: Comparison, table: pd.DataFrame, groups: Sequence[str]) -> None:
@@ -141,16 +142,44 @@ def _draw_bottom(row: Sequence[Axes], runs: Comparison, table: pd.DataFrame, gro
     for ax, group in zip(row, groups):
         plot_seeds(ax, values, table, group)
     row[0].set_yticks(range(len(table)), [style.look(opt).name for opt in table.index])
-    for label, opt in zip(row[0].get_yticklabels(), table.index):
-        label.set(color=style.look(opt).color, fontweight="bold")
-    row[0].set_title("Test accuracy at the end of training. Dots: seeds; bars: mean and interval", loc="left")
+    for ax in row if _stacked() else row[:1]:
+        for label, opt in zip(ax.get_yticklabels(), table.index):
+            label.set(color=style.look(opt).color, fontweight="bold")
+    _entitle(row, "Test accuracy at the end of training. Dots: seeds; bars: mean and interval")
 
 
-def _parts(lines: int, lanes: int):
+def _stacked() -> bool:
+    """Return whether the page is so narrow that the groups stand one below the other."""
+    return style.most_columns() < 3
+
+
+def _parts(lines: int, lanes: int, groups: int):
     """Return the figure and its three parts, stacked: title and so many lines of findings, panels, legend."""
-    heights = [0.36 + 0.16 * lines, 3.2 + 0.5 * lanes, 0.42 if lanes <= 4 else 0.6]   # inches
+    body = 3.2 + 0.5 * lanes
+    heights = [0.36 + 0.16 * lines, 0.9 * body * groups if _stacked() else body, 0.42 if lanes <= 4 else 0.6]   # inches
+    heights[2] += 0.14 * lanes if _stacked() else 0.0
     figure = style.new_figure(sum(heights))
     return figure, figure.subfigures(3, 1, height_ratios=heights)
+
+
+def _grid(body, groups: int, heights: Sequence[float]) -> np.ndarray:
+    """Return axes (3, groups): side by side, or on a narrow page one group below the other; each row shares its axes."""
+    if not _stacked():
+        return body.subplots(3, groups, squeeze=False, sharex="row", sharey="row", height_ratios=heights)
+    cells = body.add_gridspec(3 * groups, 1, height_ratios=[*heights] * groups)
+    axes = np.empty((3, groups), object)
+    for place in range(3 * groups):
+        group, row = divmod(place, 3)
+        first = axes[row, 0] if group else None
+        axes[row, group] = body.add_subplot(cells[place], sharex=first, sharey=first)
+    return axes
+
+
+def _entitle(row: Sequence[Axes], text: str) -> None:
+    """Write what a row of panels shows above its first, or above each where they are stacked."""
+    figure = row[0].figure.figure       # of the part of the page
+    for ax in row if _stacked() else row[:1]:
+        ax.set_title(style.wrapped(figure, text, margin=40, points=style.size("axes.titlesize")), loc="left")
 
 
 def _write(header, footer, runs: Comparison, sentences: str, epoch: int, level: float, hessians: str) -> None:

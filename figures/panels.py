@@ -35,6 +35,11 @@ class Panels:
     def __iter__(self) -> Iterator[Axes]:
         return iter(self.axes.values())
 
+    @property
+    def across(self) -> int:
+        """How many panels stand side by side."""
+        return 1 + max(position for _, position in self.places.values())
+
     def row(self, name: str) -> list[Axes]:
         """Return the axes of one row, in the order of the columns."""
         return [ax for (row, _), ax in self.axes.items() if row == name]

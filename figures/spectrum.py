@@ -28,6 +28,7 @@ from checkpoints.errors import RecordError
 from checkpoints.records import Curvature, Spectrum
 from figures import style
 from figures.options import Options
+from figures.panels import group_names, optimizer_names, panels
 
 STYLES = ("relative", "published")
 _BANDWIDTH = 0.25   # on the axis u = arcsinh(lambda / s)
@@ -189,30 +190,21 @@ def draw_spectra(runs: Comparison, options: Options) -> Figure:
     epoch = runs.epoch(groups, options.epoch)
     pools = {(group, opt): runs.curvatures(opt, epoch, group) for group in groups for opt in runs.optimizers}
     scale = scale_of([record for pool in pools.values() for record in pool], options.style)
-    figure = style.new_figure(0.75 + 2.0 * len(groups), style.panel_width(len(runs.optimizers), 1.2, 2.4))
-    axes = style.grid(figure, len(groups), len(runs.optimizers), sharex=True, sharey=True)
-    for (group, opt), ax in zip(pools, axes.flat):
-        plot_spectrum(ax, [record.spectrum for record in pools[group, opt]], scale, color=style.look(opt).color,
-                      level=options.level, width=(figure.get_figwidth() - 0.7) / len(runs.optimizers) - 0.15)
-        mark_extremes(ax, pools[group, opt], style.look(opt).color)
-        ax.set_title(annotation(pools[group, opt], options.level), loc="left", fontsize=style.SMALL, linespacing=1.25)
-    _label_panels(axes, groups, runs.optimizers, scale)
-    figure.supxlabel(style.LAMBDA_LABEL, fontsize=8)
+    made = panels(groups, runs.optimizers, 2.0 if style.most_columns() > 2 else 2.45, top=0.75, each=2.4)
+    for key, ax in made.axes.items():
+        color = style.look(key[1]).color
+        plot_spectrum(ax, [record.spectrum for record in pools[key]], scale, color=color, level=options.level,
+                      width=(made.figure.get_figwidth() - 0.7) / made.across - 0.15)
+        mark_extremes(ax, pools[key], color)
+        ax.set_title(annotation(pools[key], options.level), loc="left", fontsize=style.SMALL, linespacing=1.25)
+    made[groups[0], runs.optimizers[0]].set_ylim(bottom=scale.floor)
+    made.name(group_names(groups), optimizer_names(runs.optimizers), lift=54)
+    made.label_y(scale.label)
+    made.figure.supxlabel(style.LAMBDA_LABEL)
     hessians = style.describe_hessians([record for pool in pools.values() for record in pool])
     text = f"{style.describe(runs)}, epoch {epoch}{hessians}" + (f", s = {scale.linear:.2g}" if scale.name == "relative" else "")
-    style.shared_legend(figure, _legend_handles(runs), text, 4 if len(runs.optimizers) > 2 else 2)
-    return figure
-
-
-def _label_panels(axes: np.ndarray, groups: Sequence[str], optimizers: Sequence[str], scale: Scale) -> None:
-    for row, group in zip(axes, groups):
-        row[0].set_ylabel(scale.label)
-        style.name_row(row[0], style.group_name(group))
-    axes[0, 0].set_ylim(bottom=scale.floor)
-    for ax, opt in zip(axes[0], optimizers):
-        look = style.look(opt)
-        ax.annotate(look.name, (0, 1), xycoords="axes fraction", xytext=(0, 54), textcoords="offset points",
-                    fontsize=9, fontweight="bold", color=look.color)
+    style.shared_legend(made.figure, _legend_handles(runs), text, 4 if len(runs.optimizers) > 2 else 2)
+    return made.figure
 
 
 def _legend_handles(runs: Comparison) -> list[Line2D]:

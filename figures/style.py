@@ -225,13 +225,13 @@ def legend_columns(figure: FigureBase, labels: Sequence[str], most: int | None =
     return 1
 
 
-def wrapped(figure: FigureBase, text: str, margin: float = 14.0) -> str:
-    """Return small text broken between words into lines that fit the figure's width, less `margin` points."""
+def wrapped(figure: FigureBase, text: str, margin: float = 14.0, points: float = SMALL) -> str:
+    """Return text of so many points broken between words into lines that fit the figure's width, less `margin` points."""
     limit = 0.96 * figure.bbox.width - margin * figure.dpi / 72      # glyphs are a little wider at some resolutions
-    space = text_width(figure, "x x") - text_width(figure, "xx")
+    space = text_width(figure, "x x", points) - text_width(figure, "xx", points)
     lines, filled = [[]], 0.0
     for word in re.findall(r"(?:\$[^$]*\$|\S)+", text):    # mathematics is not broken
-        width = text_width(figure, word)
+        width = text_width(figure, word, points)
         if lines[-1] and filled + space + width > limit:
             lines, filled = [*lines, []], 0.0
         filled += width + (space if lines[-1] else 0.0)

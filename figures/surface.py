@@ -1,10 +1,10 @@
 """Loss surfaces around a checkpoint: contours, three-dimensional views, and slices with their quadratic prediction.
 
-Every group is drawn on the same directions, and every optimizer of a row on the same color scale, so that shapes can be
-compared. Colors follow the logarithm of the loss where it spans more than a factor of 10. Places where the loss is not
-finite are left blank. A slice along a unit eigenvector of a group's Hessian is drawn with the parabola that the
-eigenvalue predicts for that group, L(0) + lambda alpha^2 |d|^2 / 2. Surfaces are those of each optimizer's lowest seed:
-random directions have no mean over seeds. Source of the views: Li et al. 2018.
+Every group and optimizer is drawn on the same kind of directions and on one color scale, so that shapes can be compared.
+Colors follow the logarithm of the loss where it spans more than a factor of 10. Places where the loss is not finite are left
+blank. A slice is drawn with what the group's slope and curvature at the checkpoint predict, and marks where the prediction
+ceases to hold; without stored derivatives, the eigenvalue alone predicts for its own group. Surfaces are those of each
+optimizer's lowest seed: random directions have no mean over seeds. Source of the views: Li et al. 2018.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from analysis import slices
 from checkpoints.comparison import Comparison, check_same_view
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface
 from figures import style
 from figures.options import Options
+from figures.panels import Panels, group_names, optimizer_names, panels
 from figures.saddle import group_handles
 
+PREDICTED = (0, (1, 1))
 CMAP = "cividis"         # even steps of lightness, also for color-blind readers
 LEVELS = 14
 LOG_FACTOR = 10.0        # a span of losses beyond which colors are logarithmic
@@ -58,25 +61,43 @@ def plot_surface_3d(ax, surface: Surface, group: str, *, norm: Normalize | None 
 
 def plot_line(ax: Axes, surface: Surface, group: str, *, color: str = "black", linestyle: str = "-",
               label: str | None = None) -> dict:
-    """Draw the loss of `group` along a line, with the quadratic prediction where it is known."""
+    """Draw the loss of `group` along a line, with the quadratic prediction where it is known and how far that holds.
+
+    A bar across the line stands where the prediction leaves it by a tenth of what it predicts (`analysis.slices`), on each side.
+    """
     loss = line_of(surface, group)
     line, = ax.plot(surface.alpha, np.where(np.isfinite(loss), loss, np.nan), color=color, linestyle=linestyle,
                     label=label)
     predicted = quadratic_prediction(surface, group)
     if predicted is None:
         return {"line": line}
-    parabola, = ax.plot(surface.alpha, predicted, color=style.MUTED, linestyle=(0, (1, 1)), linewidth=1.1, zorder=3)
-    return {"line": line, "prediction": parabola}
+    parabola, = ax.plot(surface.alpha, predicted, color=style.MUTED, linestyle=PREDICTED, linewidth=1.1, zorder=3)
+    return {"line": line, "prediction": parabola, "trust": _mark_trust(ax, surface, group, color)}
 
 
 def quadratic_prediction(surface: Surface, group: str) -> np.ndarray | None:
-    """Return L(0) + lambda alpha^2 |d|^2 / 2 on the line (A,), or None where lambda is unknown or another group's."""
+    """Return the quadratic prediction of a group's loss on the line (A,), or None where it is not known.
+
+    With the stored slope and curvature L(0) + alpha g'd + alpha^2 d'Hd / 2 of every group; without them, of an eigenvector's own
+    group alone, L(0) + lambda alpha^2 |d|^2 / 2.
+    """
+    predicted = slices.predicted(surface, group)
     curvature, name = surface.direction_curvatures[0], surface.direction_names[0]
-    if not np.isfinite(curvature) or name.split()[0] != group:
-        return None
+    if predicted is not None or not np.isfinite(curvature) or name.split()[0] != group:
+        return predicted
     length = float(np.linalg.norm(surface.directions[0].astype(float)))
     start = np.interp(0.0, surface.alpha, line_of(surface, group))
     return start + 0.5 * curvature * (length * surface.alpha) ** 2
+
+
+def _mark_trust(ax: Axes, surface: Surface, group: str, color: str):
+    """Mark the first place on each side where the prediction does not hold; nothing where the line ends before."""
+    radii = slices.trust_radius(surface, group) or {}
+    ends = [sign * radii[side].high for side, sign in (("minus", -1), ("plus", 1)) if side in radii]
+    ends = [end for end in ends if np.isfinite(end)]
+    losses = np.interp(ends, surface.alpha, line_of(surface, group))
+    marks, = ax.plot(ends, losses, linestyle="", marker="|", markersize=8, markeredgewidth=1.4, color=color, zorder=4)
+    return marks
 
 
 def common_norm(losses: Sequence[np.ndarray]) -> Normalize:
@@ -112,69 +133,79 @@ def line_of(surface: Surface, group: str) -> np.ndarray:
 
 
 def draw_surface(runs: Comparison, options: Options) -> Figure:
-    """Draw contours of one plane: a row a class group, a column an optimizer, one color scale a row."""
-    planes, groups = _planes(runs, options), runs.present(options.groups)
-    figure = style.new_figure(0.7 + 1.5 * len(groups), style.panel_width(len(planes), 1.2, 1.7))
-    axes = style.grid(figure, len(groups), len(planes), sharex=True, sharey=True)
-    for row, group in zip(axes, groups):
-        norm = common_norm([plane_of(plane, group) for plane in planes.values()])
-        for ax, plane in zip(row, planes.values()):
-            plot_surface(ax, plane, group, norm=norm)
-        _dress_planes(row, next(iter(planes.values())))
-        _add_colorbar(figure, list(row), norm)
-        style.name_row(row[0], style.group_name(group))
-    _title_columns(axes[0], planes)
-    figure.supxlabel(rf"$\alpha$ [{next(iter(planes.values())).coordinate_units}]", fontsize=8)
-    style.shared_legend(figure, [], _note(runs, planes))
-    return figure
+    """Draw contours of one plane: a row a class group, a column an optimizer, one color scale for all."""
+    planes, groups = planes_of(runs, options), runs.present(options.groups)
+    made = panels(groups, runs.optimizers, 1.5, each=1.7)
+    norm = common_norm([plane_of(plane, group) for plane in planes.values() for group in groups])
+    for (group, opt), ax in made.axes.items():
+        plot_surface(ax, planes[opt], group, norm=norm)
+        dress_plane(ax, planes[opt])
+    units = next(iter(planes.values())).coordinate_units
+    made.name(group_names(groups), optimizer_names(runs.optimizers))
+    made.label_x(rf"$\alpha$ [{units}]")
+    made.label_y(rf"$\beta$ [{units}]")
+    add_colorbar(made, norm)
+    style.shared_legend(made.figure, [], _note(runs, planes))
+    return made.figure
 
 
 def draw_surface_3d(runs: Comparison, options: Options) -> Figure:
-    """Draw one plane as surfaces in three dimensions: a row a class group, a column an optimizer, one scale a row."""
-    planes, groups = _planes(runs, options), runs.present(options.groups)
-    figure = style.new_figure(0.6 + 1.65 * len(groups), style.panel_width(len(planes), 1.2, 1.7))
-    figure.get_layout_engine().set(h_pad=0.12)   # the layout does not see the labels of 3-D axes
-    axes = style.grid(figure, len(groups), len(planes), subplot_kw={"projection": "3d"})
-    for row, group in zip(axes, groups):
-        norm = common_norm([plane_of(plane, group) for plane in planes.values()])
-        for ax, plane in zip(row, planes.values()):
-            plot_surface_3d(ax, plane, group, norm=norm)
-            _dress_3d(ax, norm)
-        _add_colorbar(figure, list(row), norm)
-        row[0].text2D(-0.04, 0.5, style.group_name(group), transform=row[0].transAxes, rotation=90, ha="right",
-                      va="center",
-                      fontsize=9, fontweight="bold")
-    _title_columns(axes[0], planes)
+    """Draw one plane as surfaces in three dimensions: a row a class group, a column an optimizer, one scale for all."""
+    planes, groups = planes_of(runs, options), runs.present(options.groups)
+    made = panels(groups, runs.optimizers, 1.65, top=0.6, each=1.7, share_x="none", share_y="none", projection="3d")
+    made.figure.get_layout_engine().set(h_pad=0.12)   # the layout does not see the labels of 3-D axes
+    norm = common_norm([plane_of(plane, group) for plane in planes.values() for group in groups])
+    for (group, opt), ax in made.axes.items():
+        plot_surface_3d(ax, planes[opt], group, norm=norm)
+        _dress_3d(ax, norm)
+    for ax, side, text, color in made.names(group_names(groups), optimizer_names(runs.optimizers)):
+        where = {"above": (0.0, 1.02, 0, "left", "bottom"), "beside": (-0.04, 0.5, 90, "right", "center")}[side]
+        ax.text2D(*where[:2], text, transform=ax.transAxes, rotation=where[2], ha=where[3], va=where[4], color=color,
+                  fontsize=style.size("axes.titlesize"), fontweight="bold")
+    add_colorbar(made, norm)
     units = next(iter(planes.values())).coordinate_units
-    style.shared_legend(figure, [], rf"{_note(runs, planes)}; $\alpha$, $\beta$ in {units}")
-    return figure
+    style.shared_legend(made.figure, [], rf"{_note(runs, planes)}; $\alpha$, $\beta$ in {units}")
+    return made.figure
 
 
 def draw_lines(runs: Comparison, options: Options) -> Figure:
-    """Draw slices: a row a direction, a column an optimizer, a line a class group, dotted where lambda predicts."""
-    names = runs.surface_names(1, options.epoch)
-    groups = runs.present(options.groups)
-    figure = style.new_figure(0.7 + 1.55 * len(names), style.panel_width(len(runs.optimizers), 1.2, 2.0))
-    axes = style.grid(figure, len(names), len(runs.optimizers), sharex="row", sharey="row")
-    for row, name in zip(axes, names):
-        lines = {opt: runs.surface(opt, name) for opt in runs.optimizers}
-        check_same_view(lines.values())
-        for ax, (opt, line) in zip(row, lines.items()):
-            _draw_slice(ax, line, groups, style.look(opt).color)
-        _limit_to_measured(row[0], [line_of(line, group) for line in lines.values() for group in groups])
-        row[0].set_ylabel("loss [nats]")
-    _title_columns(axes[0], dict.fromkeys(runs.optimizers))
-    predicted = Line2D([], [], color=style.MUTED, linestyle=(0, (1, 1)),
-                       label=r"curvature alone, without the slope: $L(0)+\lambda\alpha^2/2$")
-    style.shared_legend(figure, group_handles(groups, marked=False) + [predicted], _note(runs, lines, directions=False))
-    return figure
+    """Draw slices: a row a direction, a column an optimizer, a line a class group, dotted what its derivatives predict."""
+    names, groups = runs.surface_names(1, options.epoch), runs.present(options.groups)
+    lines = {(name, opt): runs.surface(opt, name) for name in names for opt in runs.optimizers}
+    made = panels(names, runs.optimizers, 1.55, share_x="row", share_y="row")
+    for name in names:
+        check_same_view([lines[name, opt] for opt in runs.optimizers])
+        for opt in runs.optimizers:
+            _draw_slice(made[name, opt], lines[name, opt], groups, style.look(opt).color)
+        _limit_to_measured(made[name, runs.optimizers[0]], [line_of(lines[name, opt], group) for opt in runs.optimizers
+                                                            for group in groups])
+    made.name({}, optimizer_names(runs.optimizers))
+    made.label_x({name: _along(lines[name, runs.optimizers[0]]) for name in names})
+    made.label_y("loss [nats]")
+    marked = any(len(mark.get_xdata()) for ax in made for mark in ax.lines if mark.get_marker() == "|")
+    style.shared_legend(made.figure, group_handles(groups, marked=False) + _prediction_handles(lines.values(), groups, marked),
+                        _note(runs, lines, directions=False))
+    return made.figure
 
 
 def _draw_slice(ax: Axes, surface: Surface, groups: Sequence[str], color: str) -> None:
     for group in groups:
         plot_line(ax, surface, group, color=color, linestyle=style.group_line(group))
-    name = direction_label(surface.direction_names[0])
-    ax.set_xlabel(rf"$\alpha$ along {name}" f"\n[{surface.coordinate_units}]", fontsize=style.SMALL)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _along(surface: Surface) -> str:
+    return rf"$\alpha$ along {direction_label(surface.direction_names[0])}" f"\n[{surface.coordinate_units}]"
+
+
+def _prediction_handles(surfaces: Iterable[Surface], groups: Sequence[str], marked: bool) -> list[Line2D]:
+    """Return the legend entries of the dotted lines, as far as there are any, and of the marks on them."""
+    sloped = [surface for surface in surfaces if surface.derivatives.size]
+    known = any(quadratic_prediction(surface, group) is not None for surface in surfaces for group in groups)
+    text = "quadratic prediction" if sloped else r"curvature alone: $L(0)+\lambda\alpha^2/2$"
+    handles = [Line2D([], [], color=style.MUTED, linestyle=PREDICTED, label=text)] if known else []
+    return handles + ([Line2D([], [], color=style.MUTED, linestyle="", marker="|", markersize=8, markeredgewidth=1.4,
+                              label="off by 10 %")] if marked else [])
 
 
 def direction_label(name: str) -> str:
@@ -192,34 +223,36 @@ def _limit_to_measured(ax: Axes, losses: Sequence[np.ndarray]) -> None:
     ax.set_ylim(low - margin, high + margin)
 
 
-def _planes(runs: Comparison, options: Options) -> dict[str, Surface]:
-    name = options.surface or runs.surface_names(2, options.epoch)[0]
+def planes_of(runs: Comparison, options: Options) -> dict[str, Surface]:
+    """Return the plane that was asked for, or the first that every optimizer has, by optimizer; RecordError if they differ."""
+    name = options.surface or min(runs.surface_names(2, options.epoch), key=lambda name: _shows_path(runs, name))
     planes = {opt: runs.surface(opt, name) for opt in runs.optimizers}
     check_same_view(planes.values())
     return planes
 
 
-def _dress_planes(row: Sequence[Axes], surface: Surface) -> None:
+def _shows_path(runs: Comparison, name: str) -> bool:
+    """Return whether a plane is one through checkpoints: those come after others, and have a figure of their own."""
+    return len(runs.surface(runs.optimizers[0], name).point_names) > 1
+
+
+def dress_plane(ax: Axes, surface: Surface) -> None:
+    """Give a plane few ticks, and both axes one scale where that fits."""
     width, height = np.ptp(surface.alpha), np.ptp(surface.beta)
-    for ax in row:
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(4, prune="both"))
-        if max(width, height) < 3 * min(width, height):
-            ax.set_aspect("equal")
-    row[0].set_ylabel(rf"$\beta$ [{surface.coordinate_units}]")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(4, prune="both"))
+    if max(width, height) < 3 * min(width, height):
+        ax.set_aspect("equal")
 
 
-def _title_columns(axes: Sequence[Axes], opts: Iterable[str]) -> None:
-    for ax, opt in zip(axes, opts):
-        look = style.look(opt)
-        ax.set_title(look.name, loc="left", color=look.color, fontweight="bold", fontsize=9)
-
-
-def _add_colorbar(figure: Figure, axes: list, norm: Normalize) -> None:
+def add_colorbar(made: Panels, norm: Normalize) -> None:
+    """Draw one color bar of losses for all panels: at the right, or below them on a narrow page."""
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else MaxNLocator(5)
-    bar = figure.colorbar(ScalarMappable(norm, CMAP), ax=axes, shrink=0.85, aspect=16, pad=0.02, ticks=ticks,
-                          format="%g")
-    bar.ax.yaxis.set_minor_locator(NullLocator())
+    narrow = style.page_width() < 2 * style.WIDTHS["one"] - 1
+    place = {"location": "bottom", "aspect": 30} if narrow else {"location": "right", "aspect": 30}
+    bar = made.figure.colorbar(ScalarMappable(norm, CMAP), ax=list(made), shrink=0.85, pad=0.02, ticks=ticks, format="%g",
+                               **place)
+    (bar.ax.xaxis if narrow else bar.ax.yaxis).set_minor_locator(NullLocator())
     bar.set_label("loss [nats]")
     bar.outline.set_visible(False)
 
