@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape.ascent import Gradient, add, displaced, hand_over, norm, times
+from landscape.ascent import Gradient, add, displaced, hand_over, is_finite, norm, times
 from landscape.closures import Closure, Masks, labels_of, read_answer
 from landscape.data import LongTailData
 from landscape.distributed import Processes
@@ -118,13 +118,10 @@ class GKPGSA(GroupSAM):
     @torch.no_grad()
     def step(self, *closures: Closure, scaler: "torch.amp.GradScaler | None" = None) -> Tensor:
         """Take one step; return the mean loss of the batch at the old parameters, on the device. See GroupSAM.step."""
-        if scaler is not None:
-            raise InputError("precision=amp16 scales the loss, on whose scale the radius of gkp_gsa depends: expected "
-                             "precision=float32, tf32 or bf16")
         self._together([], closures)
-        loss, gradient = (released_gradient if self.variant == "released" else paper_gradient)(self, closures)
+        loss, gradient = (released_gradient if self.variant == "released" else paper_gradient)(self, closures, scaler)
         hand_over(self.trained(), gradient)
-        self.base.step()
+        self.base.step() if scaler is None else scaler.step(self.base)
         return loss
 
     def observe(self, data: LongTailData) -> None:
@@ -164,10 +161,12 @@ class GKPGSA(GroupSAM):
         return losses, {name: groups == g for g, name in enumerate(self.radii)}
 
 
-def paper_gradient(optimizer: GKPGSA, closures: Sequence[Closure]) -> tuple[Tensor, Gradient]:
-    """Return the batch's mean loss and the gradient of equation 16."""
-    groups, by_mean = list(optimizer.radii), optimizer.weighting == "group_mean"
-    loss, clean = optimizer._pass(closures, [[group] for group in groups] + [["all"]] * by_mean, None)
+def paper_gradient(optimizer: GKPGSA, closures: Sequence[Closure], scaler=None) -> tuple[Tensor, Gradient]:
+    """Return the batch's mean loss and the gradient of equation 16, times the scale of a GradScaler."""
+    groups, by_mean, scale = list(optimizer.radii), optimizer.weighting == "group_mean", optimizer._scale_of(scaler)
+    loss, clean = optimizer._pass(closures, [[group] for group in groups] + [["all"]] * by_mean, scaler)
+    if scaler is not None and not is_finite(*clean):
+        return loss, add(*clean)        # overflow: the scaler skips the step
     whole = clean.pop() if by_mean else add(*clean)
     total, alpha = {}, optimizer.alpha
     still = optimizer.scale == 0 or (len(groups) == 1 and optimizer.kind == "removed")
@@ -176,12 +175,12 @@ def paper_gradient(optimizer: GKPGSA, closures: Sequence[Closure]) -> tuple[Tens
             total = add(total, slope)
             continue
         direction = _direction(slope, whole, optimizer.kind)
-        rho, inverse = _lengths(optimizer, group, norm(direction), norm(slope))
+        rho, inverse = _lengths(optimizer, group, norm(direction) / scale, norm(slope) / scale)
         with displaced(direction, rho, optimizer.rule), optimizer._perturbed_pass():
-            total = add(total, *optimizer._pass(closures, [[group]], None)[1])
+            total = add(total, *optimizer._pass(closures, [[group]], scaler)[1])
         if optimizer.regularizer:
-            total = add(total, _pull(optimizer, group, inverse))
-    return loss, add(times(total, alpha), times(optimizer.preservation.gradient(), 1 - alpha))
+            total = add(total, times(_pull(optimizer, group, inverse), scale))
+    return loss, add(times(total, alpha), times(optimizer.preservation.gradient(), (1 - alpha) * scale))
 
 
 def _direction(slope: Gradient, whole: Gradient, kind: str) -> Gradient:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from landscape.ascent import Gradient, add, displaced, norm, times
+from landscape.ascent import Gradient, add, displaced, is_finite, norm, times
 from landscape.closures import Closure, num_samples
 from landscape.parameters import flatten, split_like
 
@@ -42,18 +42,21 @@ DECAY, SIGMA = 0.9, 1.0         # of the moving average; how much of it is taken
 SHARE, LOW, HIGH = 0.1, 2e-3, 3e-3
 
 
-def released_gradient(optimizer: "GKPGSA", closures: Sequence[Closure]) -> tuple[Tensor, Gradient]:
-    """Return the batch's mean loss and the gradient of the perturbed pass."""
+def released_gradient(optimizer: "GKPGSA", closures: Sequence[Closure], scaler=None) -> tuple[Tensor, Gradient]:
+    """Return the batch's mean loss and the gradient of the perturbed pass, times the scale of a GradScaler."""
     counts: list[Tensor] = []
     parameters, alpha, preservation = optimizer.trained(), optimizer.alpha, optimizer.preservation
-    loss, (slope,) = optimizer._pass([_counting(closure, optimizer, counts) for closure in closures], [["all"]], None)
+    loss, (slope,) = optimizer._pass([_counting(closure, optimizer, counts) for closure in closures], [["all"]], scaler)
+    if scaler is not None and not is_finite(slope):
+        return loss, slope              # overflow: the scaler skips the step, and no average moves
+    scale = optimizer._scale_of(scaler)
     shares = sum(counts) / sum(counts).sum()                                                # (G,)
-    clean = _vector(_mixed(slope, preservation.gradient(), alpha), parameters)
+    clean = _vector(_mixed(times(slope, 1 / scale), preservation.gradient(), alpha), parameters)
     step = joint_ascent(optimizer, clean, shares)
     ascent = dict(zip(parameters, split_like(step, parameters)))
     with displaced(ascent, norm(ascent), optimizer.rule), optimizer._perturbed_pass():
-        _, (slope,) = optimizer._pass(closures, [["all"]], None)
-        penalty = preservation.gradient(shares)
+        _, (slope,) = optimizer._pass(closures, [["all"]], scaler)
+        penalty = times(preservation.gradient(shares), scale)
     return loss, _mixed(slope, penalty, alpha)
 
 
