@@ -53,6 +53,9 @@ MEASURES = {
     "ablation": Measure(
         "analysis.mechanism:ablation", "a group's gradient in full, along the global one, and without it: share, alignment, rise",
         _VECTORS, "Chen et al. 2026 (GKP-GSA), Table 5", _GRADIENTS, "analysis.mechanism:ablation_work", spectra=True),
+    "escape": Measure(
+        "analysis.escape:escape", "loss along the extreme eigenvectors of a group, both ways, beside the quadratic prediction",
+        _VECTORS, "Lyu et al. 2025 (SSE-SAM), claims (a) to (c)", ("groups", "dtype"), "analysis.escape:work", spectra=True),
     "similarity": Measure(
         "analysis.similarity:similarity", "mean cosine of group and class gradients with those of mini-batches; head with tail",
         "nothing", "Chen et al. 2026 (GKP-GSA), Figure 6", ("groups", "batches", "max_samples", "split", "dtype", "seed"),

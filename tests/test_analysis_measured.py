@@ -1,4 +1,4 @@
-"""Similarity, quality, robustness and cost of a small run, against oracles that know only its data and network."""
+"""Similarity, quality, escape, robustness and cost of a small run, against oracles that know only its data and network."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from analysis import robustness
 from analysis.case import Case
 from analysis.measures import measured, work
 from analysis.pipeline import compute_curvature
-from analysis.settings import MeasureSettings, SpectrumSettings
+from analysis.settings import Making, MeasureSettings, SpectrumSettings
 from analysis.subject import Subject
 from checkpoints.frames import frame
 from checkpoints.store import RunStore
@@ -49,7 +49,7 @@ def store(tmp_path_factory):
     with store.writer():
         train(CONFIG, data=data, recorder=store.recorder())
     for group in ("head", "tail"):
-        compute_curvature(Subject.open(store), 2, group, SPECTRUM)
+        compute_curvature(Subject.open(store), 2, group, SPECTRUM, making=Making(engine="reverse"))
     return store
 
 
@@ -146,6 +146,41 @@ def test_quality_of_test_images_is_refused(case):
 def test_a_limit_of_images_keeps_the_tail(case):
     table = frame(record_of("quality", case, max_samples=10)).set_index(["group", "measure"])
     assert table.loc[("tail", "quality"), "images"] == min(10, case.num_images("tail")[0])
+
+
+def test_escape_starts_with_the_slope_and_the_curvature_of_the_spectrum(case):
+    record = record_of("escape", case)
+    table = frame(record)
+    assert set(zip(table["group"], table["end"])) == {(g, e) for g in ("head", "tail") for e in ("lower", "upper")}
+    for facts in record.about["escapes"]:
+        pairs = case.spectrum(facts["group"]).eigenpairs
+        place = 0 if facts["end"] == "lower" else -1
+        assert facts["curvature"] == pytest.approx(pairs.values64[place], rel=1e-6, abs=1e-9)
+        assert facts["drop"] >= 0 and facts["drop"] == pytest.approx(-facts["changes"][facts["group"]])
+        rows = table[(table["group"] == facts["group"]) & (table["end"] == facts["end"])]
+        origin = rows[rows["alpha"] == 0]
+        assert origin["loss"].item() == pytest.approx(facts["loss"]) == pytest.approx(origin["predicted"].item())
+        assert rows["loss"].min() == pytest.approx(facts["loss"] - facts["drop"])
+        assert (rows["loss"] == rows[f"loss_{facts['group']}"]).all()
+    assert record.units["alpha"] == "parameter units" and record.about["images"]["tail"] == case.num_spectrum_images("tail")
+
+
+def test_the_losses_of_a_walk_are_those_of_the_moved_network(case):
+    record = record_of("escape", case)
+    rows = frame(record)
+    row = rows[(rows["group"] == "tail") & (rows["end"] == "lower") & (rows["alpha"] > 0.1)].iloc[0]
+    subject, vector = case.subject, torch.from_numpy(case.spectrum("tail").eigenpairs.vectors[0]).double()
+    model = subject.model.double().eval()
+    before = [p.detach().clone() for p in trainable(model).values()]
+    with torch.no_grad():
+        for p, piece in zip(trainable(model).values(), vector.split([p.numel() for p in before])):
+            p.add_(row["alpha"] * piece.view_as(p) / vector.norm())
+        for group in ("head", "tail"):
+            images, labels = of_class(subject, group)
+            assert row[f"loss_{group}"] == pytest.approx(float(F.cross_entropy(model(images), labels)), rel=1e-6)
+        for p, old in zip(trainable(model).values(), before):
+            p.copy_(old)
+    model.float()
 
 
 @pytest.fixture
