@@ -20,7 +20,9 @@ from figures.panels import panels
 
 TITLES = {"single": "one saddle", "two_group": "head and tail"}
 METHODS = {"gd": style.Look("GD", "#000000", "o"), "sgd": style.Look("noisy GD", "#CC79A7", "v"),
-           "noisy_sam": style.Look("noisy SAM", "#56B4E9", "v")}   # those that train no network; others look as optimizers do
+           "sam_unnormalized": style.Look("SAM, ρ times gradient", "#D55E00", "x"),
+           "noisy_sam": style.Look("noisy SAM", "#56B4E9", "v"), "noisy_imbsam": style.Look("noisy ImbSAM", "#E69F00", "v"),
+           "noisy_ssesam": style.Look("noisy SSE-SAM", "#009E73", "v")}   # of no network; others look as optimizers do
 
 
 def toy_table(runs: Comparison, options: Options) -> pd.DataFrame:
