@@ -17,6 +17,8 @@ _HOME = {
     "build_model": "models",
     "evaluate": "evaluation",
     "load_data": "data",
+    "register_loss": "losses",
+    "register_optimizer": "family",
     "train": "training",
 }
 __all__ = sorted(_HOME)

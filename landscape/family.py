@@ -91,10 +91,11 @@ FAMILY: dict[str, Method] = {row.opt: row for row in (
 )}
 
 
-def register(opt: str, constructor: str | Callable[..., Any], **row: Any) -> Method:
+def register_optimizer(opt: str, constructor: str | Callable[..., Any], **row: Any) -> Method:
     """Add an optimizer to the family under the name `opt`; return its row. `row` may fill in the fields of Method.
 
-    Without `passes`, the step is taken to cost what SAM's does. A name that is taken is an error.
+    Without `passes`, a step is said to cost what one of SAM's does, or of ImbSAM's where `groups` is head_tail. A name that
+    is taken is an error.
     """
     if opt in FAMILY:
         raise InputError(f"opt={opt!r} is taken by {FAMILY[opt].name}: choose another name")
@@ -110,11 +111,9 @@ def method(opt: str) -> Method:
 
 
 def _method(opt: str, constructor: str | Callable[..., Any], **row: Any) -> Method:
-    plain = {"name": opt.rpartition(":")[2], "passes": SAM_PASSES, "source": "yours"}
+    alike = FAMILY["imbsam" if row.get("groups") == "head_tail" else "sam"]
+    plain = {"name": opt.rpartition(":")[2], "passes": alike.passes, "source": "yours"}
     return Method(opt, constructor=constructor, **plain | row)
-
-
-SAM_PASSES = FAMILY["sam"].passes
 
 
 def _count(fixed: int, each: int) -> str:

@@ -161,7 +161,19 @@ def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:
     for option in options:
         if option not in known:
             raise InputError(f"option {option!r} is unknown to loss {name}: expected {', '.join(known) or 'none'}")
-    return builder_of(name)(class_counts, **options)
+    loss = builder_of(name)(class_counts, **options)
+    return loss if isinstance(loss, nn.Module) else FunctionLoss(loss)
+
+
+class FunctionLoss(nn.Module):
+    """A function of logits (B, C) and targets (B,) as a loss, with nothing that a device must hold."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.function(logits, targets)
 
 
 def drw_weights(class_counts: Sequence[int], beta: float) -> Tensor:

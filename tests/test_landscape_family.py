@@ -15,7 +15,7 @@ from landscape.building import build_optimizer, constructor_of, hyperparameters,
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
 from landscape.errors import InputError
-from landscape.family import FAMILY, Method, Passes, method, register
+from landscape.family import FAMILY, Method, Passes, method, register_optimizer
 from landscape.optimizers import SAM, SSESAM
 from landscape.training import train
 
@@ -196,14 +196,14 @@ def family():
 
 def test_a_row_of_ones_own_is_configured_trained_and_drawn_like_the_others(family, data):
     from figures.style import look
-    row = register("mine", Mine, name="My SAM", source="this test", color="#123456")
+    row = register_optimizer("mine", Mine, name="My SAM", source="this test", color="#123456")
     run = TrainConfig(dataset="synthetic", opt="mine", rho=0.1, opt_options={"times": 3}, epochs=1, eta=30, arch="mlp")
     same = TrainConfig(dataset="synthetic", opt="sam", rho=0.1 * 3.0, epochs=1, eta=30, arch="mlp")
     assert same_bits(train(run, data=data).model, train(same, data=data).model)
     assert method("mine") is row and look("mine").name == "My SAM" and look("mine").color == "#123456"
     assert run.stored()["opt_options"] == {"times": 3.0}
     with pytest.raises(InputError, match="opt='mine' is taken by My SAM"):
-        register("mine", Mine)
+        register_optimizer("mine", Mine)
 
 
 def test_an_optimizer_named_by_module_and_callable_needs_no_row(data, tmp_path, monkeypatch):
@@ -232,9 +232,9 @@ def no_optimizer(optimizer, model):
 
 
 def test_rows_that_cannot_be_used_are_refused_in_one_line(family):
-    register("without", WithoutDefault)
-    register("other", OtherDefault)
-    register("none", no_optimizer)
+    register_optimizer("without", WithoutDefault)
+    register_optimizer("other", OtherDefault)
+    register_optimizer("none", no_optimizer)
     for settings, told in (({"opt": "without"}, "has no default for amount"),
                            ({"opt": "other"}, "gives rho the default 0.7, and --rho is 0.05 by default"),
                            ({"opt": "nowhere:at_all"}, "'nowhere:at_all' cannot be imported"),

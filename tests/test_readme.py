@@ -11,6 +11,8 @@ import torch
 
 from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum
 from checkpoints.store import RunStore
+from landscape.family import FAMILY
+from landscape.losses import LOSSES
 from scripts import cli
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -77,6 +79,15 @@ def dense_eigenvalues(model, names, inputs, targets):
 
 def test_the_example_of_the_optimizers_runs():
     executed(blocks("python", "### The optimizers in your own loop")[0])
+
+
+def test_the_example_of_ones_own_optimizer_and_loss_takes_fifteen_lines_and_trains(monkeypatch, capsys):
+    monkeypatch.setattr("landscape.family.FAMILY", dict(FAMILY))
+    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    block = blocks("python", "### An optimizer and a loss of your own")[0]
+    assert len(block.strip().splitlines()) <= 15
+    names = executed(block)
+    assert 0 < float(capsys.readouterr().out) <= 1 and names["config"].stored()["opt_options"] == {"tail_radius": 0.2}
 
 
 def test_the_example_of_own_weights_makes_a_run(tmp_path, monkeypatch, capsys):
