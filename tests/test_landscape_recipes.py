@@ -92,6 +92,20 @@ def test_rangwani_on_large_data(dataset, loss, lr, weight_decay):
     assert run.loss_options.get("max_m") == (0.3 if loss == "LDAM" else None)
 
 
+@pytest.mark.parametrize("dataset, rho, options, weight_decay", [
+    ("cifar10", 0.2, {"focal_gamma": 3.0, "focal_weight": 0.5}, 2e-4),
+    ("cifar100", 0.3, {"focal_gamma": 3.2, "focal_weight": 0.8}, 1e-3)])
+def test_focal_sams_constants_follow_the_data_set(dataset, rho, options, weight_decay):
+    run = config("focal-sam", dataset=dataset)
+    assert (run.rho, run.opt_options, run.weight_decay, run.loss_options) == (rho, options, weight_decay, {"tau": 1.0})
+    assert config("focal-sam", dataset=dataset, opt="sam").opt_options == {} and run.opt == "focalsam"
+
+
+def test_options_of_the_optimizer_are_overridden_one_by_one():
+    run = config("cc-sam", dataset="cifar10", opt_options={"radius_scale": 0.02})
+    assert run.opt_options == {"radius_scale": 0.02, "flat_ratio": 0.3}
+
+
 # --- which value wins ---------------------------------------------------------------------------------------
 
 
