@@ -5,8 +5,8 @@
                     shift b, BN(Wx + c) = (g/s) Wx + (g/s)(c - m) + b, equal in exact arithmetic; relu and sums in place
 
 Folding needs the network's graph (torch.fx); one that cannot be traced, or whose folded logits differ from its own by more than
-rounding, is left as it is. On two cores a pass of resnet20 took 0.46 of a plain one folded and 0.63 with channels last
-(scripts/bench_surface.py); torch.compile would save little beyond, for half a minute of compiling.
+rounding, is left as it is. What each form costs is what scripts/bench_surface.py measures. Most of a folded pass is convolution,
+so that torch.compile would save little beyond it, for half a minute of compiling.
 """
 
 import operator
