@@ -55,7 +55,7 @@ DEFAULTS = {        # of what the variants differ in
     "paper": {"penalty": 100.0, "alpha_start": 0.95, "alpha_end": 0.6, "beta": 0.5},
     "released": {"penalty": 10.0, "alpha_start": 0.9, "alpha_end": 0.8, "beta": 1.0},
 }
-PAPER_ONLY = {"scale": 0.01, "direction": "removed", "regularizer": False, "penalty_size": "classes", "similarity": "rbf",
+PAPER_ONLY = {"scale": 0.01, "direction": "removed", "regularizer": False, "penalty_size": "samples", "similarity": "rbf",
               "regroup_every": None, "fisher_at": "anchor"}
 RELEASED_RULE = {"quality": "released", "regroup_every": 0, "similarity": "cosine", "penalty_size": "samples",
                  "fisher": "batches", "fisher_at": "current", "heads": True}
@@ -74,7 +74,7 @@ class GKPGSA(GroupSAM):
     def __init__(self, optimizer: Optimizer, model: nn.Module, gkp_variant: str = "paper", num_groups: int = 4,
                  penalty: float | None = None, alpha_start: float | None = None, alpha_end: float | None = None,
                  scale: float = 0.01, direction: str = "removed", regularizer: bool = False, dimension_power: float = 0.25,
-                 radius_size: str = "samples", penalty_size: str = "classes", beta: float | None = None,
+                 radius_size: str = "samples", penalty_size: str = "samples", beta: float | None = None,
                  similarity: str = "rbf", regroup_every: int | None = None, fisher_at: str = "anchor",
                  fisher_samples: int = 1024, *, class_counts: Sequence[int] = (), total_epochs: int = 200,
                  processes: Processes = Processes(), **options):

@@ -9,6 +9,9 @@ together, at the end of every `regroup_every`-th epoch; until the first time the
 runs of classes in the order of their size.
 
 Source: Chen et al. 2026 (GKP-GSA). What the paper leaves open is chosen by PreservationRule, and each choice is said there.
+|G^j| is the number of classes in equation 3 and of samples in supplement 9.2 and in the released code. With samples,
+lambda = 100 pulls; with classes it is larger by the images a class has, and SGD with momentum m on the penalty alone
+diverges where (1 - alpha) lambda (G - 1) F_{j,i} lr / |G^j| > 2 (1 + m): lower lambda then.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +49,7 @@ class PreservationRule:
     quality: str = "paper"          # or "released": see `memory`
     regroup_every: int = 20         # epochs >= 1 *; 0: once, at the initial weights
     similarity: str = "rbf"         # or "cosine" *: see `clustering`
-    penalty_size: str = "classes"   # or "samples" *: what |G^j| counts in equation 6
+    penalty_size: str = "samples"   # or "classes" *: what |G^j| counts in equation 6, see above
     fisher: str = "samples"         # squares of per-sample gradients, or of "batches"' mean gradients
     fisher_at: str = "anchor"       # or "current" *: the parameters at which F is taken; the classifier is always the current
     fisher_samples: int = 1024      # images of a group at most, drawn anew each time *

@@ -15,7 +15,7 @@ Where it differs from the paper (`gkp_gsa`, `preservation`):
      4  similarity (1 + cos) / 2 of parameters with running statistics and projection heads
      5  the Fisher information squares gradients of batch means, of the logit-adjusted loss, and divides by the samples; it and
         the penalty are of the encoder and the heads
-     6  the penalty divides by the number of samples, not of classes; lambda = 10; alpha falls from 0.9 to 0.8
+     6  lambda = 10; alpha falls from 0.9 to 0.8
      7  the groups' directions start from one gradient, of loss and penalty; what is taken off is a moving average and not
         equation 12's projection, in place, so that group k starts from what group k - 1 left
      8  the radius hardly depends on anything, by its clamp; ascents are ASAM's (Kwon et al. 2021)
