@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from checkpoints.errors import RecordError
 
 LOSS = ("loss", "loss_options", "drw_epoch", "drw_beta")
-RADII = ("rho", "head_rho", "tail_rho")
+RADII = ("rho", "head_rho", "tail_rho", "opt_options")
 # What published codes do differently, beside the method: see the traps of `landscape inspect`.
 FIDELITY = ("weighting", "batchnorm", "scheduler_at", "restore", "norm_epsilon", "gamma_rule", "schedule", "subset", "augment")
 FIXED = ("opt", "seed", "dataset", "eta", "many", "few")     # these make other runs, or other groups, not variants

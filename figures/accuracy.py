@@ -27,6 +27,11 @@ CURVATURE_COLUMNS = {
     "negative_mass": "negative mass", "trace": "trace",
 }
 MARKERS_A_LINE = 6
+# A choice of epoch and flips: what its row is called, and what that means.
+CALLED = {outcomes.how_named("last", False): ("last", "after the last epoch"),
+          outcomes.how_named("last", True): ("last, flips", "logits averaged over an image and its mirror image"),
+          outcomes.how_named("test_best", False): ("best", "the epoch best on the test set, which flatters"),
+          outcomes.how_named("test_best", True): ("best, flips", "both")}
 
 
 def plot_accuracy(ax: Axes, table: pd.DataFrame, *, opt: str) -> dict:
@@ -86,13 +91,14 @@ def print_accuracy_table(runs: Comparison, options: Options) -> Printed:
     cells = tuple((row["epochs"], *(summary.cell(row, group, percent=True) for group in summary.ACCURACY_GROUPS))
                   for _, row in table.iterrows())
     looks = [style.look(opt) for opt, _ in table.index]
+    words = "".join(f"; {name}: {meaning}" for how, (name, meaning) in CALLED.items() if how in table.index.unique("how"))
     mark = "; * what the runs report as their result" if table["result"].any() else ""
     return Printed(
         heads=("epoch", *(group.capitalize() for group in summary.ACCURACY_GROUPS)), cells=cells,
-        names=tuple((f"{look.name}, {how}{' *' if own else ''}", look.color)
+        names=tuple((f"{look.name}, {CALLED.get(how, (how,))[0]}{' *' if own else ''}", look.color)
                     for look, (_, how), own in zip(looks, table.index, table["result"])),
         gaps=changes([opt for opt, _ in table.index]),
-        caption=f"test accuracy [%], {style.describe(runs)}{interval_note(runs, options)}{mark}")
+        caption=f"test accuracy [%], {style.describe(runs)}{interval_note(runs, options)}{words}{mark}")
 
 
 def print_curvature_table(runs: Comparison, options: Options) -> Printed:

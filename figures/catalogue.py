@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from checkpoints.variants import LOSS
-from figures import (accuracy, cost, history, latex, mechanism, overview, quality, robustness, saddle,
-                     spectrum, style, surface, toy, trajectory)
+from checkpoints.variants import FIDELITY, LOSS, RADII
+from figures import (accuracy, classwise, cost, history, latex, mechanism, overview, quality, robustness, saddle, spectrum,
+                     style, surface, sweep, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -80,6 +80,15 @@ CATALOGUE = {
     "lambda_min": Entry(saddle.draw_lambda_min, "the most negative eigenvalue over epochs", "spectra of several epochs",
                         _RANGWANI + ", values of class-wise spectra", _over_epochs("lambda_min"), quantity="lambda_min",
                         command=_SWEEP),
+    "classwise": Entry(classwise.draw_classwise, "spectrum of all data against a head and a tail class", "spectra",
+                       _RANGWANI + ", poster", classwise.classwise_table, item=3, quantity=f"{_DENSITY}, {_ENDS}",
+                       command="landscape spectrum RUN --group all class:0 class:9", groups=classwise.classwise_groups),
+    "rho_sweep": Entry(sweep.draw_rho_sweep, "accuracy of all and tail, and the tail's lambda_min, against rho",
+                       "spectra, metrics", _RANGWANI + ", radius", sweep.rho_sweep_table, item=7,
+                       quantity="test accuracy, lambda_min", vary=RADII),
+    "switches": _table(sweep.print_switches, "what each setting that published codes set otherwise changes", "spectra, metrics",
+                       "none; the releases' own differences", sweep.switches_table, item=17,
+                       quantity=f"test accuracy, {_ENDS}", vary=FIDELITY),
     "verdicts": _table(history.print_verdicts, "strict saddle, slope, none found or undecided, with the evidence", "spectra",
                        "Nesterov and Polyak 2006; Jin et al. 2017, definitions", history.verdicts_table,
                        quantity="verdict, gradient norm, lambda_min, lambda_max, extreme_ratio", vary=LOSS),

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from analysis import history, summary
 from analysis.tracking import tracked
-from analysis.verdict import KINDS, NONE_FOUND
+from analysis.verdict import KINDS, NONE_FOUND, SLOPE
 from checkpoints.comparison import Comparison
 from figures import style
 from figures.options import Options
@@ -27,7 +27,7 @@ from figures.tables import Printed, changes
 PAIRS = 5           # most negative directions that are followed
 SQUARES = 4         # pairs of checkpoints shown side by side
 SUBSPACE, FIRST = "subspace", "v_min"
-SHORT = {NONE_FOUND: "none found"}
+SHORT = {NONE_FOUND: "none found", SLOPE: "slope"}
 
 
 def verdicts_table(runs: Comparison, options: Options) -> pd.DataFrame:
@@ -39,21 +39,21 @@ def print_verdicts(runs: Comparison, options: Options) -> Printed:
     """Return the verdicts at one epoch with their evidence."""
     table = verdicts_table(runs, options)
     heads = ("verdict", r"$\|\nabla L\|$", r"$\epsilon_g$", r"$\lambda_{\min}$", r"$\epsilon_H$", "resolution",
-             r"$\lambda_{\max}$", "extreme ratio", "images")
+             r"$\lambda_{\max}$", "extreme ratio")
     cells = tuple((verdict_cell(row), summary.cell(row, "gradient_norm"), summary.number_text(row["eps_g"]),
                    summary.cell(row, "lambda_min"), summary.number_text(row["eps_H"]), _resolution(row["resolution"]),
-                   summary.cell(row, "lambda_max"), summary.cell(row, "extreme_ratio"),
-                   f"{int(row['num_samples'])} of {int(row['num_available'])}") for _, row in table.iterrows())
+                   summary.cell(row, "lambda_max"), summary.cell(row, "extreme_ratio")) for _, row in table.iterrows())
     miss = summary.number_text(table["miss_probability"].max(), 2)
+    records = [runs.curvatures(opt, int(row["epoch"]), group)[0] for (group, opt), row in table.iterrows()]
     interval = f"; means ± {100 * options.level:g} % t over seeds" if runs.num_seeds > 1 else ""
     return Printed(
         heads=heads, cells=cells, gaps=changes([group for group, _ in table.index]),
         names=tuple((f"{style.group_name(group)}, {style.look(opt).name}", style.look(opt).color)
                     for group, opt in table.index),
-        caption=f"{style.describe(runs)}, epoch {table['epoch'].iloc[0]}; strict saddle: the gradient at most $\\epsilon_g$ and "
-                "$\\lambda_{\\min} \\leq -\\epsilon_H$ by a float64 product; slope that bends down: the gradient larger; none "
-                f"found: nothing below $-$resolution, missed with probability {miss} at most, no proof; weight decay and images "
-                f"left out are no part of it; largest tolerances and resolution of the seeds{interval}")
+        caption=f"{style.describe(runs)}, epoch {table['epoch'].iloc[0]}{style.describe_hessians(records)}; strict saddle: the "
+                "gradient at most $\\epsilon_g$ and $\\lambda_{\\min} \\leq -\\epsilon_H$ by a float64 product; slope that bends "
+                f"down: the gradient larger; none found: nothing below $-$resolution, missed with probability {miss} at most, no "
+                f"proof; weight decay is no part of it; largest tolerances and resolution of the seeds{interval}")
 
 
 def verdict_cell(row: pd.Series) -> str:

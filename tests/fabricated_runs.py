@@ -62,6 +62,20 @@ def fake_runs(opts=("sgd", "sam", "imbsam", "ssesam"), seeds=(0, 1, 2), **option
     return [fake_run(opt, seed, **options) for opt in opts for seed in seeds]
 
 
+def swept_runs(radii=(0.05, 0.1, 0.5), seeds=(0, 1), **options) -> list[FakeRun]:
+    """Return runs of SAM at several radii, one of SSE-SAM and one of SGD: what a sweep is drawn from."""
+    same = {"rho": 0.05, "head_rho": 0.05, "tail_rho": 0.05} | options
+    return [*(fake_run("sam", seed, **same | {"rho": rho}) for rho in radii for seed in seeds), fake_run("sgd", **same),
+            fake_run("ssesam", **same | {"tail_rho": 0.2})]
+
+
+def switched_runs(seeds=(0, 1), **options) -> list[FakeRun]:
+    """Return runs of ImbSAM that differ from the first in one switch each."""
+    same = {"weighting": "batch", "restore": "copy"} | options
+    return [fake_run("imbsam", seed, **same | change) for seed in seeds
+            for change in ({}, {"weighting": "double_tail"}, {"restore": "subtract"})]
+
+
 def eigenvalues(opt, group, epoch, rng, epochs=60) -> np.ndarray:
     """Return a spectrum (SIZE,), ascending: a bulk around zero over decades, positive outliers, a negative tail."""
     done = epoch / epochs

@@ -48,7 +48,7 @@ def test_the_drawn_accuracy_table_is_the_table(runs):
         drawn = texts_of(draw_printed(accuracy.print_accuracy_table(runs, Options())))
     table = outcomes.accuracy_outcomes(runs)
     assert drawn[:7] == ["epoch", "Many", "Medium", "Few", "Head", "Tail", "All"]
-    for how, name in (("last epoch", "SSE-SAM, last epoch *"), ("best on the test set", "SSE-SAM, best on the test set")):
+    for how, name in (("last epoch", "SSE-SAM, last *"), ("best on the test set", "SSE-SAM, best")):
         place, row = drawn.index(name), table.loc[("ssesam", how)]
         cells = [summary.cell(row, group, True) for group in summary.ACCURACY_GROUPS]
         assert drawn[place + 1:place + 8] == [row["epochs"], *cells]
@@ -57,8 +57,8 @@ def test_the_drawn_accuracy_table_is_the_table(runs):
 def test_the_table_marks_the_result_that_the_runs_report():
     run = fake_run(groups=(), selection="test_best")
     printed = accuracy.print_accuracy_table(compare([run]), Options())
-    assert [name for name, _ in printed.names] == ["SGD, last epoch", "SGD, best on the test set *"]
-    assert "* what the runs report as their result" in printed.caption
+    assert [name for name, _ in printed.names] == ["SGD, last", "SGD, best *"]
+    assert "best: the epoch best on the test set, which flatters; * what the runs report as their result" in printed.caption
 
 
 def test_stages_tint_what_follows_the_switch(runs):
