@@ -43,7 +43,7 @@ LADDER = {
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
                 "analysis.measures", "analysis.chosen_directions")
 TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict",
-              "analysis.outcomes", "analysis.history", "analysis.tracking", "analysis.slices")
+              "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices")
 
 
 def module_name(path: Path) -> str:
