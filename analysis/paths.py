@@ -15,7 +15,7 @@ from analysis.directions import Direction
 from landscape.errors import InputError
 
 _CHUNK = 2**20      # columns of M that are brought to float64 at once
-_NOTHING = 1e-12    # a share of the variance that is rounding
+_NOTHING = 1e-12    # a share of the squared distances that is rounding
 
 
 def principal_directions(path: Tensor, origin: Tensor, count: int) -> tuple[list[Direction], list[float]]:
@@ -24,11 +24,11 @@ def principal_directions(path: Tensor, origin: Tensor, count: int) -> tuple[list
     path: (n, d), the checkpoints along training without the origin itself. Each direction has unit length and leads towards the
     first of them. InputError where the path spans fewer than `count` dimensions.
     """
-    gram = _gram(path, origin)                              # (n, n), centred
+    gram, scale = _gram(path, origin)
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     total = float(values.sum())
-    if len(path) <= count or not float(values[count - 1]) > _NOTHING * total:
+    if len(path) <= count or not float(values[count - 1]) > _NOTHING * scale:
         raise InputError(f"pca of {len(path)} checkpoints besides the last has no {count} directions: store more with "
                          "--checkpoint_epochs, at least one more than there are directions")
     made = [_component(path, origin, vectors[:, k], k) for k in range(count)]
@@ -74,13 +74,15 @@ def axis_between(distance: float, points: int) -> np.ndarray:
     return axis
 
 
-def _gram(path: Tensor, origin: Tensor) -> Tensor:
-    total = torch.zeros(len(path), len(path), dtype=torch.float64)
+def _gram(path: Tensor, origin: Tensor) -> tuple[Tensor, float]:
+    """Return M M' (n, n) of the centred rows, and the squared norm of M before that."""
+    total, scale = torch.zeros(len(path), len(path), dtype=torch.float64), 0.0
     for chunk, start in zip(path.split(_CHUNK, dim=1), origin.split(_CHUNK)):
         rows = chunk.double() - start.double()
+        scale += float(rows.square().sum())
         rows = rows - rows.mean(0)
         total += rows @ rows.T
-    return total
+    return total, scale
 
 
 def _component(path: Tensor, origin: Tensor, weights: Tensor, rank: int) -> Direction:

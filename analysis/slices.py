@@ -107,7 +107,8 @@ def _floor(surface: Surface, loss: float) -> float:
 
 
 def _terms(surface: Surface, group: str, axis: int) -> np.ndarray | None:
-    return surface.derivatives[:, _index(surface, group), axis] if surface.derivatives.size else None
+    index = _index(surface, group)
+    return surface.derivatives[:, index, axis] if surface.derivatives.size else None
 
 
 def _coordinates(surface: Surface, axis: int) -> np.ndarray:
