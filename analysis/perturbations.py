@@ -30,7 +30,7 @@ from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.optimizers import SAM, SSESAM, GroupSAM, ImbSAM
 from landscape.parameters import theta, trainable, unflatten
-from landscape.steps import TrainingStep
+from landscape.steps import TrainingStep, views_for
 
 ROUNDINGS = 10      # a component counts as real where it is so many times what rounding makes of it
 PROBE = 0.05        # radius of an ascent that the run leaves out, to see where it would have gone
@@ -154,7 +154,8 @@ def _optimizers(config: TrainConfig, model: nn.Module, rho: float | None) -> Map
 def _moves(step: TrainingStep, model: nn.Module, inputs: Tensor, labels: Tensor, epoch: int, seed: int) -> list[Tensor]:
     """Take a step and return where its perturbed forwards were, relative to theta."""
     places: list[Tensor] = []
-    watching = model.register_forward_pre_hook(lambda module, args: places.append(theta(module)))
+    # Of what the step calls: for a loss that contrasts views, that is more than the network's own forward.
+    watching = step.forward.register_forward_pre_hook(lambda module, args: places.append(theta(model)))
     try:
         with _training_mode(model), running_statistics_held(model), reproducible_kernels(), torch.random.fork_rng():
             torch.manual_seed(seed)     # of dropout
@@ -180,7 +181,8 @@ def drawn(config: TrainConfig, data: LongTailData, dtype: torch.dtype, seed: int
     sizes = batch_sizes(len(data.train), config.batch_size)
     for epoch in count():
         order, augmentation = map(int, np.random.SeedSequence((seed, epoch)).generate_state(2))
-        yield from shuffled_batches(data, sizes, order, augmentation if config.augment else None, dtype)
+        yield from shuffled_batches(data, sizes, order, augmentation if config.augment else None, dtype,
+                                    views_for(config, data))
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from checkpoints.records import Checkpoint
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig
+from landscape.contrastive import freeze_contrastive_heads
 from landscape.data import LongTailData, Split
 from landscape.errors import InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
-from landscape.losses import build_loss
+from landscape.losses import build_loss, needs_views
 from landscape.snapshot import load_arrays
 from landscape.training import build_network, choose_device, training_data
 
@@ -57,7 +58,9 @@ class Subject:
         """Build the model of a configuration, with its initial weights."""
         config, device = config.resolved(data), choose_device(device)
         groups = ClassGroups.standard(data.counts, config.eta, config.many, config.few)
-        return cls(config, data, build_network(config, data).to(device), groups, device, store, {} if traces is None else traces)
+        # Projection heads have no part in the logits, and would fill the spectrum with zeros.
+        model = freeze_contrastive_heads(build_network(config, data)).to(device)
+        return cls(config, data, model, groups, device, store, {} if traces is None else traces)
 
     def load(self, epoch: int) -> None:
         """Put the weights of one checkpoint into the model."""
@@ -76,6 +79,9 @@ class Subject:
         """Return cross-entropy ("CE"), or the loss that the run was trained with."""
         if name == "CE":
             return build_loss("CE", self.data.counts)
+        if needs_views(self.config.loss):
+            raise InputError(f"loss={name} is {self.config.loss}, which contrasts views of images and is no function of their "
+                             "logits: expected loss=CE for this run")
         return build_loss(self.config.loss, self.data.counts, **self.config.loss_options)
 
     def shared_traces(self, settings: SpectrumSettings) -> dict:
