@@ -29,6 +29,7 @@ from landscape.parameters import theta
 
 # In image gradients: forwards and backwards of SAM, ImbSAM and SSE-SAM on one image, a forward being a third of a gradient.
 STEPS, DOUBLE = 8, 3
+NEARBY = 1e-4       # share of rho at which the law is measured too: there the gradient of most networks is still linear
 
 
 def alignment(case) -> Table:
@@ -72,6 +73,8 @@ def amplification(case) -> Table:
                 continue
             moved, eps = slopes.moved(group, ascent.climbs, length[name])
             found = perturbations.amplification(vectors, values, slopes.of(group), moved, eps)
+            nearby, _ = slopes.moved(group, ascent.climbs, length[name] * NEARBY, "float64")
+            found["tangent"] = 1 + (components(vectors, nearby) / exact - 1) / NEARBY
             sure = perturbations.reliable(found["component"], exact, norm, getattr(torch, case.settings.dtype))
             with np.errstate(divide="ignore"):
                 bound = facts["residual"] * length[name] / np.abs(found["component"])
@@ -80,8 +83,9 @@ def amplification(case) -> Table:
                       "effective_rho": length[name] / float(climbed.norm()), "reliable": float(sure[pair]),
                       "predicted_error": bound[pair], "verified": facts["verified"][pair]} for pair in range(len(values))]
     units = {"eigenvalue": LAMBDA, "component": "nats / parameter", "effective_rho": "parameter^2 / nats"}
-    return table(rows, units, _about(case, slopes, roundings=perturbations.ROUNDINGS,
+    return table(rows, units, _about(case, slopes, roundings=perturbations.ROUNDINGS, nearby=NEARBY,
                                      reliable="the component is ten times what float32 rounding makes of it",
+                                     tangent="amplification at nearby * rho in float64, drawn out to rho",
                                      predicted_error="residual rho / |component|: an eigenvector not quite found"))
 
 
@@ -89,8 +93,9 @@ def amplification_work(case) -> int:
     """Return the image gradients that `amplification` takes."""
     length = radii(case.subject.config, case.settings.rho)
     moves = len({(ascent.climbs, length[name]) for name, ascent in ASCENTS.items()})
-    twin = 0 if case.settings.dtype == "float64" else DOUBLE
-    return _climbed_images(case) + (1 + twin + moves) * sum(map(case.num_spectrum_images, case.settings.groups))
+    double = 1 if case.settings.dtype == "float64" else DOUBLE
+    twins = (double > 1) + moves        # gradients in float64: of the component, and nearby
+    return _climbed_images(case) + (1 + moves + double * twins) * sum(map(case.num_spectrum_images, case.settings.groups))
 
 
 def ablation(case) -> Table:
@@ -143,14 +148,19 @@ class _Slopes:
             return self.of(group)
         return self.climbed("all", self.case.spectrum_settings(group).loss)
 
-    def moved(self, group: str, climbs: str, rho: float) -> tuple[Tensor, Tensor]:
+    def moved(self, group: str, climbs: str, rho: float, dtype: str | None = None) -> tuple[Tensor, Tensor]:
         """Return the group's gradient after an ascent of length rho, and the move as the parameters hold it."""
+        dtype = dtype or self.case.settings.dtype
+
         def move() -> tuple[Tensor, Tensor]:
-            model = self.case.subject.cast(self.case.settings.dtype)
-            start, slope = theta(model), self.climbed(climbs, self.case.spectrum_settings(group).loss)
+            slope = self.climbed(climbs, self.case.spectrum_settings(group).loss)
+            model = self.case.subject.cast(dtype)
+            start = theta(model)
             with displaced(as_gradient(slope, model), rho):
-                return self._gradient(group, self.case.settings.dtype), theta(model).double() - start.double()
-        return self._once(("moved", group, climbs, rho), move)
+                return self._mean_of(group, dtype), theta(model).double() - start.double()
+        found = self._once(("moved", group, climbs, rho, dtype), move)
+        self.case.subject.cast(self.case.settings.dtype)
+        return found
 
     def rise(self, group: str, direction: Tensor, rho: float) -> float:
         """Return L_S(theta + rho d / ||d||) - L_S(theta); a direction of zero is no step."""
@@ -164,12 +174,16 @@ class _Slopes:
         return self._kept[key]
 
     def _gradient(self, group: str, dtype: str) -> Tensor:
-        """Return the gradient over the spectrum's images at the parameters as they are; the model has its type again."""
-        batches, _ = self.case.spectrum_images(group, dtype)
-        slope = self._mean(batches, self.case.spectrum_settings(group).loss, dtype)
+        """Return the gradient over the spectrum's images at the checkpoint; the model has its type again."""
+        slope = self._mean_of(group, dtype)
         self.case.subject.cast(self.case.settings.dtype)
-        self.images[group] = sum(len(labels) for _, labels in batches)
         return slope
+
+    def _mean_of(self, group: str, dtype: str) -> Tensor:
+        """Return the gradient over the spectrum's images at the parameters as they are, in a type that the model then has."""
+        batches, _ = self.case.spectrum_images(group, dtype)
+        self.images[group] = sum(len(labels) for _, labels in batches)
+        return self._mean(batches, self.case.spectrum_settings(group).loss, dtype)
 
     def _climbed(self, group: str, loss: str) -> Tensor:
         batches, _ = self.case.images(group)

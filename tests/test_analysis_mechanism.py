@@ -110,6 +110,14 @@ def test_amplification_of_a_groups_own_ascent_is_one_plus_effective_rho_lambda(c
     np.testing.assert_allclose(own["predicted"], 1 + own["effective_rho"] * own["eigenvalue"], rtol=1e-6)
 
 
+def test_the_law_holds_where_the_gradient_is_linear_and_its_tangent_says_so(case):
+    """Of an infinitesimal ascent the amplification is that predicted, up to what the eigenvector's residual allows."""
+    table = frame(stored("amplification", case))
+    slack = 2 * table["predicted_error"] + 0.02 * (table["predicted"] - 1).abs() + 1e-6
+    assert ((table["tangent"] - table["predicted"]).abs() <= slack).all()
+    assert (table["predicted_error"] < 0.5 * (table["predicted"] - 1).abs()).any()
+
+
 def test_ablation_splits_the_groups_gradient_and_walks_each_part(case):
     record = stored("ablation", case)
     table = frame(record).set_index(["group", "direction"])
