@@ -4,26 +4,28 @@
     seeds = [0, 1, 2]          [methods.sam]  what sets one method apart; one table a method, `opt` names its optimizer
     workers = 0                [spectrum]     groups, epochs and the settings of `landscape spectrum`
                                [[surfaces]]   epoch, seeds and the settings of `landscape surface`; any number of them
+                               [measures]     names, epochs, seeds and the settings of `landscape measure`
                                [figures]      names, format, dpi
 """
 
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from analysis.settings import SpectrumSettings, SurfaceSettings, surface_name
+from analysis.measures import MEASURES
+from analysis.settings import MeasureSettings, SpectrumSettings, SurfaceSettings, surface_name
 from checkpoints.layout import check_name
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.recipes import filled
 
 FIGURES = ("overview", "spectra", "extreme_ratio", "negative_mass", "lambda_min", "surface", "surface_3d", "lines",
-           "accuracy_curves", "accuracy_table", "curvature_table")
+           "accuracy_curves", "accuracy_table", "curvature_table", "alignment", "amplification", "toy")
 DIGITS = {
     "name": "digits",
     "seeds": [0, 1, 2],
@@ -41,6 +43,7 @@ DIGITS = {
         {"seeds": [0], "epoch": 40, "directions": "random", "dims": 2, "points": 15, "span": 0.5},
         {"seeds": [0], "epoch": 40, "directions": "eigen", "group": "tail", "dims": 1, "points": 41, "span": 0.5},
     ],
+    "measures": {"names": ["alignment", "amplification", "toy"], "batches": 5},
     "figures": {"names": list(FIGURES), "format": ["png", "pdf"], "dpi": 200},
 }
 PRESETS = {"digits": DIGITS}
@@ -61,6 +64,8 @@ class Run:
     spectrum_epochs: tuple[int, ...]
     spectrum: SpectrumSettings
     surfaces: tuple[tuple[str, int, SurfaceSettings], ...]      # name, epoch, how
+    measures: tuple[tuple[str, int], ...] = ()                  # name, epoch; 0 where it is of no checkpoint
+    measure: MeasureSettings = MeasureSettings()
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     spectrum: dict[str, Any] = field(default_factory=dict)
     surfaces: tuple[dict[str, Any], ...] = ()
+    measures: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     workers: int = 0            # processes; 0: one for each core, one on a GPU
 
@@ -118,10 +124,21 @@ class Study:
         last = asked.epochs
         epochs = tuple(sorted(set(self.spectrum.get("epochs", [last]))))
         places = tuple(_place(entry, entry.get("epoch", last)) for entry in surfaces)
-        kept = sorted({*asked.kept_epochs(), *epochs, *(epoch for _, epoch, _ in places)})
+        measures = self._measures(seed, epochs)
+        read = {epoch for name, epoch in measures if MEASURES[name].at_checkpoint}
+        kept = sorted({*asked.kept_epochs(), *epochs, *(epoch for _, epoch, _ in places), *read})
         config = TrainConfig.from_dict({**settings, "checkpoint_epochs": kept})
         groups = tuple(self.spectrum.get("groups", ("head", "tail")))
-        return Run(f"{method}-seed{seed}", config, groups, epochs, SpectrumSettings(**spectrum), places)
+        measure = MeasureSettings(**{key: value for key, value in self.measures.items() if key not in ("names", *PLACE)})
+        return Run(f"{method}-seed{seed}", config, groups, epochs, SpectrumSettings(**spectrum), places, measures,
+                   replace(measure, groups=groups))
+
+    def _measures(self, seed: int, epochs: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+        """Return name and epoch of each measure of one seed's runs: at the epochs of the spectra, unless others are given."""
+        if seed not in self.measures.get("seeds", self.seeds):
+            return ()
+        names, epochs = self.measures.get("names", ()), self.measures.get("epochs", epochs)
+        return tuple((name, epoch) for name in names for epoch in (epochs if MEASURES[name].at_checkpoint else (0,)))
 
     def _check(self) -> None:
         for name in (self.name, *self.methods):
@@ -130,6 +147,9 @@ class Study:
         for entry in self.surfaces:
             _known("[[surfaces]]", entry, [f.name for f in fields(SurfaceSettings)] + ["name", "epoch", "seeds"])
             _lists("[[surfaces]]", entry, seeds=int)
+        _known("[measures]", self.measures, [f.name for f in fields(MeasureSettings)] + ["names", "epochs", "seeds"])
+        _lists("[measures]", self.measures, names=str, epochs=int, seeds=int)
+        _known("[measures] names", dict.fromkeys(self.measures.get("names", ())), tuple(MEASURES))
         _known("[figures]", self.figures, ["names", "format", "dpi"])
         _lists("[spectrum]", self.spectrum, epochs=int, groups=str)
         _lists("[figures]", self.figures, names=str, format=str)
@@ -149,6 +169,7 @@ class Study:
             raise InputError(f"workers={self.workers} is out of range: expected processes, or 0 for one each core")
         for run in self.runs():
             _check_surfaces(run)
+            _check_measures(run)
         optimizers = [run.config.opt for run in self.runs()[:len(self.methods)]]
         if len(set(optimizers)) < len(optimizers):
             raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, "
@@ -166,9 +187,16 @@ def _check_surfaces(run: Run) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"two [[surfaces]] would share the file {max(names, key=names.count)}.h5: give each a name")
     for name, epoch, settings in run.surfaces:
-        if settings.directions == "eigen" and (settings.group not in run.groups or epoch not in run.spectrum_epochs):
-            raise InputError(f"[[surfaces]] {name} needs the spectrum of {settings.group} at epoch {epoch}: "
-                             "add both to [spectrum]")
+        for group in settings.spectra:
+            if group not in run.groups or epoch not in run.spectrum_epochs:
+                raise InputError(f"[[surfaces]] {name} needs the spectrum of {group} at epoch {epoch}: add both to [spectrum]")
+
+
+def _check_measures(run: Run) -> None:
+    """See that measures along eigenvectors will have their spectra."""
+    for name, epoch in run.measures:
+        if MEASURES[name].spectra and epoch not in run.spectrum_epochs:
+            raise InputError(f"[measures] {name} needs spectra at epoch {epoch}: add it to [spectrum] epochs, or choose others")
 
 
 def _lists(where: str, document: dict[str, Any], **kinds: type) -> None:

@@ -19,6 +19,7 @@ from scripts.study_plan import Run
 
 Report = Callable[[int, bool], None]    # so many steps, products or points are done; whether that took work
 POLL_SECONDS = 0.2
+MEASURE = 20            # what a measure counts for among steps, products and points
 PATIENCE = 60.0         # seconds for a worker to finish a step
 _queue = None           # of a worker process: where it reports its progress
 _traces: dict = {}      # of this process: traced products
@@ -54,7 +55,9 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
 
 
 def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, asked: Callable[[], bool]) -> None:
-    """Train one network, then compute its spectra and surfaces; what is stored already is not computed again."""
+    """Train one network, then compute its spectra, surfaces and measures; what is stored already is not computed again."""
+    from analysis.case import Case
+    from analysis.measures import MEASURES, measured
     from analysis.pipeline import compute_curvature
     from analysis.stored_surface import compute_surface
     from analysis.subject import Subject
@@ -78,6 +81,11 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, a
     for name, epoch, settings in run.surfaces:
         with Part(report, settings.points ** settings.dims) as part:
             compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted(part)))
+    for name, epoch in run.measures:
+        with Part(report, MEASURE):
+            measured(name, Case(store, lambda: subject, epoch if MEASURES[name].at_checkpoint else None, run.measure))
+        if asked():
+            raise Stopped
 
 
 def train_run(config, data, path: Path, report: Report, asked: Callable[[], bool]):
@@ -116,7 +124,8 @@ def _train(config, data, store, part: "Part", asked: Callable[[], bool]) -> None
 def cost(run: Run, num_images: int) -> int:
     """Return how many steps, products and points a run takes: the total of its progress reports."""
     surfaces = sum(settings.points ** settings.dims for _, _, settings in run.surfaces)
-    return training_cost(run.config, num_images) + len(run.spectrum_epochs) * len(run.groups) * run.spectrum.products + surfaces
+    spectra = len(run.spectrum_epochs) * len(run.groups) * run.spectrum.products
+    return training_cost(run.config, num_images) + spectra + surfaces + MEASURE * len(run.measures)
 
 
 def training_cost(config, num_images: int) -> int:

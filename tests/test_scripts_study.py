@@ -45,6 +45,9 @@ points = 3
 points = 3
 dims = 1
 directions = "eigen"
+[measures]
+names = ["alignment", "toy"]
+batches = 2
 [figures]
 names = ["overview"]
 format = ["png"]
@@ -69,7 +72,7 @@ def finished(study_file):
 def hashes(folder):
     """Return the hash of every record of every run of a study, by file."""
     return {f"{run.name}/{path.name}": content_hash(record) for run in sorted(folder.iterdir()) if (run / "run.json").is_file()
-            for store in [RunStore.open(run)] for kind in ("checkpoint", "curvature", "surface")
+            for store in [RunStore.open(run)] for kind in ("checkpoint", "curvature", "surface", "measurement")
             for path, record in zip(store.paths(kind), store.records(kind))}
 
 
@@ -190,6 +193,8 @@ def test_the_digits_study_has_four_methods_and_three_seeds():
     (dict(seeds=0), "seeds=0"), (dict(spectrum={"epochs": 2}), "epochs=2 .*list of int"),
     (dict(spectrum={"groups": ["tial"]}), "tial"),
     (dict(spectrum={"num_probes": "2"}), "num_probes='2'"), (dict(figures={"format": "png"}), "list of str"),
+    (dict(measures={"names": ["alignmnt"]}), "did you mean alignment"), (dict(measures={"batches": 0}), "batches=0"),
+    (dict(measures={"names": ["alignment"], "epochs": [5]}), "alignment needs spectra at epoch 5"),
     (dict(figures={"dpi": "x"}), "dpi='x'"), (dict(name="../up"), "name='../up'"),
     (dict(methods={"../up": {"opt": "sam"}}), "name='../up'"),
     (dict(surfaces=[{"points": 3}, {"points": 5}]), "would share the file"),
