@@ -156,7 +156,7 @@ def _stacked() -> bool:
 def _parts(lines: int, lanes: int, groups: int):
     """Return the figure and its three parts, stacked: title and so many lines of findings, panels, legend."""
     body = 3.2 + 0.5 * lanes
-    heights = [0.36 + 0.16 * lines, 0.9 * body * groups if _stacked() else body, 0.42 if lanes <= 4 else 0.6]   # inches
+    heights = [0.36 + 0.16 * lines, 0.8 * body * groups if _stacked() else body, 0.42 if lanes <= 4 else 0.6]   # inches
     heights[2] += 0.14 * lanes if _stacked() else 0.0
     figure = style.new_figure(sum(heights))
     return figure, figure.subfigures(3, 1, height_ratios=heights)

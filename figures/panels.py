@@ -28,6 +28,7 @@ class Panels:
     axes: dict[Key, Axes]
     places: dict[Key, tuple[int, int]]   # line and position on the page, from the upper left
     turned: bool                         # rows stand side by side, columns one below the other
+    height: float                        # inches of a panel, with its labels
 
     def __getitem__(self, key: Key) -> Axes:
         return self.axes[key]
@@ -73,10 +74,16 @@ class Panels:
             self.axes[key].set_xlabel(text if isinstance(text, str) else text[key[0]])
 
     def label_y(self, text: str | Mapping[str, str]) -> None:
-        """Write the y label beside the panels at the left, or that of each row by name; rows that were turned all have theirs."""
+        """Write the y label beside the panels at the left, or that of each row by name; rows that were turned all have theirs.
+
+        A label longer than its panel is broken into lines.
+        """
         for key, ax in self.axes.items():
             if key in self.leftmost() or (self.turned and not isinstance(text, str)):
-                ax.set_ylabel(text if isinstance(text, str) else text[key[0]])
+                label = text if isinstance(text, str) else text[key[0]]
+                points = style.size("axes.labelsize")
+                ax.set_ylabel("\n".join(style.wrapped(self.figure, line, 0, points, 0.8 * self.height)
+                                        for line in label.splitlines()))
 
     def name(self, rows: Mapping[str, Name], columns: Mapping[str, Name], lift: float = 0.0) -> None:
         """Write the names of rows and columns in bold: above the panels at the top, and beside those at the left.
@@ -119,7 +126,7 @@ def panels(rows: Sequence[str], columns: Sequence[str], height: float, *, top: f
         axes[key] = ax = figure.add_subplot(cells[place], **found, **options)
         for way, kind in (("x", share_x), ("y", share_y)):
             shared.setdefault((way, _kin(key, kind)), ax)
-    made = Panels(figure, axes, places, turned)
+    made = Panels(figure, axes, places, turned, height)
     _hide_inner_labels(made, share_x, share_y)
     return made
 

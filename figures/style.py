@@ -225,12 +225,16 @@ def legend_columns(figure: FigureBase, labels: Sequence[str], most: int | None =
     return 1
 
 
-def wrapped(figure: FigureBase, text: str, margin: float = 14.0, points: float = SMALL) -> str:
-    """Return text of so many points broken between words into lines that fit the figure's width, less `margin` points."""
-    limit = 0.96 * figure.bbox.width - margin * figure.dpi / 72      # glyphs are a little wider at some resolutions
+def wrapped(figure: FigureBase, text: str, margin: float = 14.0, points: float = SMALL, inches: float | None = None) -> str:
+    """Return text of so many points broken between words into lines that fit.
+
+    They fit the figure's width less `margin` points, or so many inches. Mathematics is not broken.
+    """
+    room = figure.bbox.width if inches is None else inches * figure.dpi
+    limit = 0.96 * room - margin * figure.dpi / 72      # glyphs are a little wider at some resolutions
     space = text_width(figure, "x x", points) - text_width(figure, "xx", points)
     lines, filled = [[]], 0.0
-    for word in re.findall(r"(?:\$[^$]*\$|\S)+", text):    # mathematics is not broken
+    for word in re.findall(r"(?:\$[^$]*\$|\S)+", text):
         width = text_width(figure, word, points)
         if lines[-1] and filled + space + width > limit:
             lines, filled = [*lines, []], 0.0

@@ -264,8 +264,11 @@ def _dress_3d(ax, norm: Normalize) -> None:
     ax.set_xlabel(r"$\alpha$", labelpad=-7)
     ax.set_ylabel(r"$\beta$", labelpad=-7)
     ax.tick_params(labelsize=style.SMALL, pad=-3.5)
-    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.set_major_locator(MaxNLocator(3))
+    for axis in (ax.xaxis, ax.yaxis):       # none near a corner, where those of two axes meet
+        low, high = axis.get_data_interval()
+        half = float(f"{0.5 * min(-low, high) if low < 0 < high else 0.25 * (high - low):.1g}")
+        axis.set_ticks([-half, half] if low < 0 < high else [low + half, high - half])
+    ax.zaxis.set_major_locator(MaxNLocator(3))
 
 
 def _note(runs: Comparison, surfaces: dict[str, Surface], directions: bool = True) -> str:
