@@ -48,6 +48,12 @@ def opt_options(opt: str) -> dict[str, Any]:
     return {name: default for name, default in hyperparameters(opt).items() if name not in FLAGS}
 
 
+def options_of_the_rule() -> dict[str, Any]:
+    """Return the options that every radius takes, with their defaults."""
+    return {name: p.default for name, p in _parameters(lambda optimizer, model, **options: None).items()
+            if name not in (*SWITCHES, *OF_THE_RUN)}
+
+
 def settings_read(opt: str) -> tuple[str, ...]:
     """Return the settings of TrainConfig that an optimizer reads and not all of them do."""
     of_groups = {"all": (), "head_tail": ("eta", "weighting"), "classes": (),

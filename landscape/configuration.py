@@ -93,7 +93,7 @@ class TrainConfig:
     few: float | None = setting(
         None, "few-shot classes have fewer training images; default: the data set's", kind=float, low=0
     )
-    rho: float = setting(0.05, "radius of sam and imbsam, in parameter units", kind=float, low=0)
+    rho: float = setting(0.05, "radius of sam, asam, friendlysam, imbsam and focalsam, in parameter units", kind=float, low=0)
     head_rho: float = setting(0.05, "head radius of ssesam", kind=float, low=0)
     tail_rho: float = setting(0.05, "tail radius of ssesam", kind=float, low=0)
     gamma: float = setting(

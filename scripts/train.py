@@ -19,6 +19,7 @@ import torch
 from checkpoints.chosen_epoch import choose, every_choice
 from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
+from landscape.building import build_optimizer
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor
@@ -26,6 +27,7 @@ from landscape.distributed import Processes, init_from_environment, main_first
 from landscape.errors import InputError
 from landscape.family import method
 from landscape.groups import ClassGroups
+from landscape.losses import build_loss
 from landscape.parallel import batchnorm_note
 from landscape.training import build_network, choose_device, training_data
 from scripts.forecast import of_training
@@ -85,7 +87,9 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         say(args, f"note: {note}")
     if args.dry_run:
         return processes.on_first(lambda: _forecast(args, config, data))
-    network = build_network(config, data)       # one that cannot be built leaves no run folder behind
+    network = build_network(config, data)       # what cannot be built leaves no run folder behind
+    build_optimizer(config, network, class_counts=data.counts.tolist())
+    build_loss(config.loss, data.counts, **config.loss_options)
     if note := batchnorm_note(network, processes, choose_device(config.device)):
         say(args, f"note: {note}")
     if method(config.opt).groups == "head_tail" and (absent := ClassGroups.head_tail(data.counts, config.eta).absent):

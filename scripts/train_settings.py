@@ -7,9 +7,11 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
-from landscape.building import FLAGS, settings_read
+from landscape.building import FLAGS, opt_options, options_of_the_rule, settings_read
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
+from landscape.family import FAMILY
+from landscape.losses import LOSSES, loss_options
 from landscape.recipes import departures, filled, recipe_named
 
 # The SSE-SAM release's names.
@@ -56,6 +58,7 @@ def telling_settings(config: TrainConfig, data: LongTailData) -> dict[str, Any]:
 def _add_setting(parser: argparse.ArgumentParser, setting: Any) -> None:
     limits = setting.metadata
     text = limits["text"] if setting.default in (None, MISSING) else _with_default(limits["text"], setting.default)
+    text += {"opt_options": _of_optimizers, "loss_options": _of_losses}.get(setting.name, str)()
     names = (f"--{setting.name}", *ALIASES.get(setting.name, ()))
     # SUPPRESS: only what was given lands in the namespace, so that a stored configuration can fill in the rest.
     common = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
@@ -68,6 +71,24 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Any) -> None:
         metavar = {int: "N", float: "X", tuple: "E,E", object: "WHICH"}.get(limits["kind"], "NAME")
         metavar = "{%s}" % ",".join(limits["choices"]) if limits["choices"] else metavar
         parser.add_argument(*names, type=reader, metavar=metavar, **common)
+
+
+def _of_optimizers() -> str:
+    rule = options_of_the_rule()
+    own = {opt: {name: value for name, value in opt_options(opt).items() if rule.get(name, MISSING) != value} for opt in FAMILY}
+    return f"; for any radius: {_words(rule)}; {_by_name(own)}"
+
+
+def _of_losses() -> str:
+    return f"; {_by_name({name: loss_options(name) for name in LOSSES})}"
+
+
+def _by_name(options: Mapping[str, Mapping[str, Any]]) -> str:
+    return "; ".join(f"{name}: {_words(own)}" for name, own in options.items() if own)
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _with_default(text: str, default: Any) -> str:

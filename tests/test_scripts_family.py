@@ -1,0 +1,70 @@
+"""The family on the command line: every row trains from there, one's own by module:callable, mistakes leave nothing."""
+
+import pytest
+
+from checkpoints.store import RunStore
+from landscape.building import hyperparameters
+from landscape.family import FAMILY
+from landscape.losses import LOSSES, loss_options
+from scripts.cli import main
+
+QUICK = ["train", "--dataset", "synthetic", "--arch", "mlp", "--eta", "30", "--batch_size", "64"]
+OWN = '''
+import torch
+from landscape import GroupSAM
+
+
+def tail_only(optimizer, model, *, tail_radius=0.1, **options):
+    return GroupSAM(optimizer, model, {"head": 0.0, "tail": tail_radius}, **options)
+
+
+def tempered(class_counts, *, temperature=2.0):
+    return lambda logits, targets: torch.nn.functional.cross_entropy(logits / temperature, targets, reduction="none")
+'''
+
+
+def test_help_names_every_optimizer_loss_and_option_with_its_default(capsys):
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for opt in FAMILY:
+        assert opt in text
+        for name, default in hyperparameters(opt).items():
+            assert f"{name}={default}" in text or f"--{name}" in text
+    for name in LOSSES:
+        assert name in text and all(f"{option}={value}" in text for option, value in loss_options(name).items())
+
+
+def test_ones_own_optimizer_and_loss_train_and_go_on_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_family.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--opt", "my_family:tail_only",
+             "--opt_options", "tail_radius=0.2", "--loss", "my_family:tempered", "--out", "run"]
+    assert main([*words, "--epochs", "2"]) == 0
+    assert "opt = my_family:tail_only" in capsys.readouterr().out
+    store = RunStore.open("run")
+    assert store.config["opt_options"] == {"tail_radius": 0.2} and store.finished
+    assert main(["train", "--resume", "--out", "run"]) == 0 and "nothing to train" in capsys.readouterr().out
+
+
+def test_flags_and_options_of_one_name_are_one_setting(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text('opt = "friendlysam"\n[opt_options]\nrho = 0.2\nfriendly = 0.5\n')
+    assert main([*QUICK, "--epochs", "1", "--config", str(file), "--out", str(tmp_path / "run")]) == 0
+    config = RunStore.open(tmp_path / "run").config
+    assert config["rho"] == 0.2 and config["opt_options"] == {"friendly": 0.5}
+    shown = capsys.readouterr().out
+    assert "rho = 0.2" in shown and "opt_options = {'friendly': 0.5}" in shown and "tail_rho" not in shown
+
+
+@pytest.mark.parametrize("words, told", [
+    (("--opt", "lpfsgd", "--opt_options", "lpf_draws=0"), "lpf_draws=0 is out of range"),
+    (("--opt", "focalsam", "--opt_options", "focal_weight=-1"), "focal_weight=-1.0 is out of range"),
+    (("--opt", "ccsam", "--imb_factor", "60"), "class_counts[3]=1 is out of range: CC-SAM"),
+    (("--opt", "focal"), "opt='focal' is unknown: expected one of sgd, sam"),
+    (("--opt", "sam", "--opt_options", "radius=1"), "'radius' is unknown to opt sam: expected rho, scaling"),
+    (("--loss", "Focal", "--loss_options", "focal_gamma=-1"), "focal_gamma=-1 is out of range"),
+])
+def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, capsys, words, told):
+    assert main([*QUICK, *words, "--quiet", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
