@@ -30,14 +30,19 @@ SUBSPACE, FIRST = "subspace", "v_min"
 SHORT = {NONE_FOUND: "none found", SLOPE: "slope"}
 
 
-def verdicts_table(runs: Comparison, options: Options) -> pd.DataFrame:
+def verdicts_table(runs: Comparison, options: Options, **tolerances: float | None) -> pd.DataFrame:
     """Return the verdicts at one epoch, a row a group and optimizer."""
-    return history.verdict_table(runs, options.groups, options.epoch, options.level)
+    return history.verdict_table(runs, options.groups, options.epoch, options.level, **tolerances)
 
 
-def print_verdicts(runs: Comparison, options: Options) -> Printed:
-    """Return the verdicts at one epoch with their evidence."""
-    table = verdicts_table(runs, options)
+def verdicts_with_table(runs: Comparison, options: Options, **tolerances: float | None) -> tuple[pd.DataFrame, Printed]:
+    """Return the verdicts at one epoch as numbers and as text."""
+    return verdicts_table(runs, options, **tolerances), print_verdicts(runs, options, **tolerances)
+
+
+def print_verdicts(runs: Comparison, options: Options, **tolerances: float | None) -> Printed:
+    """Return the verdicts at one epoch with their evidence; tolerances eps_g and eps_H as `analysis.verdict.judge` takes them."""
+    table = verdicts_table(runs, options, **tolerances)
     heads = ("verdict", r"$\|\nabla L\|$", r"$\epsilon_g$", r"$\lambda_{\min}$", r"$\epsilon_H$", "resolution",
              r"$\lambda_{\max}$", "extreme ratio")
     cells = tuple((verdict_cell(row), summary.cell(row, "gradient_norm"), summary.number_text(row["eps_g"]),

@@ -30,6 +30,7 @@ COMMANDS = {
     "study": "scripts.run_study",
     "import": "scripts.import_weights",
     "inspect": "scripts.show_run",
+    "compare": "scripts.compare_runs",
     "doctor": "scripts.check_setup",
 }
 ABOUT = "Loss landscapes and saddle points of networks trained on long-tailed data, class group by class group."

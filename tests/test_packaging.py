@@ -31,6 +31,7 @@ LADDER = {
     "analysis.verdict": ("checkpoints.records", "checkpoints.exactness", "landscape.errors"),
     "analysis.outcomes": ("analysis.summary", "checkpoints"),
     "analysis.differences": ("analysis.summary", "checkpoints.records"),
+    "analysis.side_by_side": ("analysis.summary", "analysis.outcomes", "analysis.differences", "checkpoints"),
     "analysis.history": ("analysis.summary", "analysis.verdict", "checkpoints"),
     "analysis.tracking": ("checkpoints",),
     "analysis.slices": ("checkpoints.records", "checkpoints.errors"),
@@ -43,7 +44,8 @@ LADDER = {
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
                 "analysis.measures", "analysis.chosen_directions")
 TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict",
-              "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices")
+              "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices",
+              "analysis.side_by_side")
 
 
 def module_name(path: Path) -> str:
