@@ -23,6 +23,10 @@ CASES |= {f"{opt}, {weighting}, pieces": {"opt": opt, "weighting": weighting, "d
 CASES |= {f"{opt}, one image": {"opt": opt, "weighting": "group_mean", "dtype": "float64", "batch_size": 1, "max_steps": 8}
           for opt in OPTIMIZERS}
 CASES |= {f"{opt}, amp16": {"opt": opt, "precision": "amp16"} for opt in OPTIMIZERS}
+CASES |= {name: {"dtype": "float64", **settings} for name, settings in {
+    "asam": {"opt": "asam"}, "friendlysam": {"opt": "friendlysam"}, "focalsam": {"opt": "focalsam"}, "pgd": {"opt": "pgd"},
+    "lpfsgd": {"opt": "lpfsgd", "opt_options": {"lpf_std": 0.01, "lpf_draws": 2}},
+    "ccsam": {"opt": "ccsam", "opt_options": {"perturb": "network"}}}.items()}
 CASES["deferred weights"] = {"opt": "ssesam", "dtype": "float64", "drw_epoch": 0}
 LABELS = torch.tensor([2, 2, 0, 1, 0, 0, 1, 0, 0])     # all of the tail is in the first process's share
 
