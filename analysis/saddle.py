@@ -14,7 +14,7 @@ def extreme_ratio(pairs: EigenPairs) -> Estimate:
     """Return |lambda_min| / |lambda_max| from both ends, with bounds from the residuals.
 
     Each end lies within its residual of an eigenvalue, so the ratio of those eigenvalues lies within [low, high]. Where
-    nothing negative was found, lambda_min is the smallest Ritz value all the same, and the ratio that of a minimum.
+    nothing negative was found, lambda_min is the smallest Ritz value all the same, and the ratio says nothing of a saddle.
     """
     (low, high), (low_r, high_r) = np.abs(pairs.values[[0, -1]]), pairs.residuals[[0, -1]]
     value = low / high if high > 0 else np.nan
