@@ -106,9 +106,17 @@ def _reverse_over_reverse(phi: Along, labels: Tensor, num_classes: int) -> Tenso
     for label in labels.unique().tolist():
         value = losses[labels == label].sum()
         slope, = torch.autograd.grad(value, a, create_graph=True)
-        curvature = torch.autograd.grad(slope, a, retain_graph=True)[0] if slope.requires_grad else torch.zeros_like(slope)
-        total[:, label] = torch.stack([value, slope, curvature]).detach().double()
+        total[:, label] = torch.stack([value, slope, _derivative(slope, a)]).detach().double()
     return total
+
+
+def _derivative(slope: Tensor, a: Tensor) -> Tensor:
+    """Return d slope / da. Not by autograd.grad, which skips the nodes that say that they cannot be differentiated again."""
+    if not slope.requires_grad:
+        return torch.zeros_like(slope)
+    a.grad = None
+    slope.backward(retain_graph=True)
+    return torch.zeros_like(slope) if a.grad is None else a.grad
 
 
 def _number(value: float, device: torch.device) -> Tensor:
