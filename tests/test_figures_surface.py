@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fabricated_runs import fake_run, fake_runs
+from fabricated_runs import fake_lines, fake_run, fake_runs
 from matplotlib.colors import LogNorm
 
+from analysis import slices
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import style, surface
@@ -57,12 +58,12 @@ def test_colors_are_logarithmic_only_over_a_wide_span():
     assert np.all(np.diff(surface.contour_levels(surface.common_norm([np.ones((2, 2))]))) > 0)
 
 
-def test_a_row_shares_its_color_scale(runs):
+def test_groups_and_optimizers_share_one_color_scale(runs):
     with style.context():
         figure = surface.draw_surface(runs, Options())
     panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
     limits = [ax.collections[0].get_clim() for ax in panels]
-    assert limits[0] == limits[1] and limits[2] == limits[3] and limits[0] != limits[2]
+    assert len(limits) == 4 and len(set(limits)) == 1
 
 
 def test_three_dimensional_views_hold_the_loss(plane):
@@ -92,7 +93,26 @@ def test_nothing_is_predicted_for_other_groups_or_random_directions(line):
     assert surface.quadratic_prediction(random, "tail") is None
     ax = style.new_figure(2).subplots()
     assert set(surface.plot_line(ax, line, "head")) == {"line"}
-    assert set(surface.plot_line(ax, line, "tail")) == {"line", "prediction"}
+    assert set(surface.plot_line(ax, line, "tail")) == {"line", "prediction", "trust"}
+
+
+def test_stored_slope_and_curvature_predict_every_group_and_say_how_far():
+    line = fake_lines("sgd", 60, np.random.default_rng(0), derivatives=True)[0]
+    ax = style.new_figure(2).subplots()
+    artists = surface.plot_line(ax, line, "tail")
+    loss, slope, curvature = line.derivatives[:, 1, 0]
+    np.testing.assert_allclose(artists["prediction"].get_ydata(), loss + slope * line.alpha + curvature * line.alpha ** 2 / 2)
+    radii = slices.trust_radius(line, "tail")
+    assert sorted(artists["trust"].get_xdata()) == [-radii["minus"].high, radii["plus"].high]
+    np.testing.assert_allclose(artists["trust"].get_ydata(), np.interp(artists["trust"].get_xdata(), line.alpha, line.loss[1]))
+    assert surface.quadratic_prediction(line, "head") is not None
+    head = surface.plot_line(ax, line, "head")["trust"]
+    assert not len(head.get_xdata())      # the head is a parabola itself: the prediction holds to the line's ends
+
+
+def test_a_plane_through_checkpoints_is_not_drawn_before_others():
+    runs = compare([fake_run("sgd", 0, groups=(), measures=True)])
+    assert surface.planes_of(runs, Options())["sgd"].name == "random-plane"
 
 
 def test_slices_hold_the_loss_and_the_measured_loss_sets_the_view(runs):
