@@ -73,10 +73,10 @@ def _choose_way(model: nn.Module, loss: Losses, batch: tuple[Tensor, Tensor], di
     if isinstance(reverse, str) and isinstance(forward, str):
         raise InputError(f"this network has no second derivative along a line: {reverse}")
     if not isinstance(reverse, str):
-        _check_slope(float(reverse[1, 0]), slopes)
+        _check_slopes(reverse[1], slopes.sum()[None], slopes)
     if isinstance(forward, str) or not (isinstance(reverse, str) or _agree(forward, reverse[:, 0])):
         return _reverse_over_reverse
-    _check_slope(float(forward[1].sum()), slopes)
+    _check_slopes(forward[1], slopes, slopes)
     return _forward_over_forward
 
 
@@ -136,8 +136,8 @@ def _agree(each: Tensor, sums: Tensor) -> bool:
     return bool(((each.sum(1) - sums).abs() <= _TOLERANCE * scale).all())
 
 
-def _check_slope(slope: float, differences: Tensor) -> None:
-    """Refuse a slope that is not that of the loss; where the loss is not finite nothing is known of it."""
-    apart = abs(slope - float(differences.sum()))
+def _check_slopes(slopes: Tensor, wanted: Tensor, differences: Tensor) -> None:
+    """Refuse slopes that are not those of the loss; where the loss is not finite nothing is known of it."""
+    apart = float((slopes - wanted).abs().sum())
     if apart > _DIFFERENCE * float(differences.abs().sum()) + 1e-9 * len(differences):
         raise InputError("what autograd differentiates is not the loss of this network: it detaches, branches or draws somewhere")
