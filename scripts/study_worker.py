@@ -51,6 +51,8 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
                 process.terminate()         # which a training answers by a resume point
             for process in processes:
                 process.join(PATIENCE)
+            if asked():                     # of workers that ended first the pool says that it is broken
+                raise Stopped from None
             raise
 
 
@@ -219,4 +221,7 @@ def _end_with(parent: int) -> None:
 
 def _in_worker(run: Run, folder: Path, data_dir: Path | None) -> None:
     with Interruption(quiet=True) as asked:
-        perform_run(run, folder, data_dir, lambda steps, worked: _queue.put((steps, worked)), asked)
+        try:
+            perform_run(run, folder, data_dir, lambda steps, worked: _queue.put((steps, worked)), asked)
+        except Stopped:
+            os._exit(0)     # everything is written; a pool that lost another worker would leave this one waiting
