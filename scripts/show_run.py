@@ -57,10 +57,12 @@ def describe(store: RunStore, eps_g: float | None = None, eps_H: float | None = 
     curvatures = [_curvature(record) | {"verdict": judge(record, eps_g=eps_g, eps_H=eps_H, weight_decay=decay).document}
                   for record in _readable(store, "curvature", damaged)]
     surfaces = [_surface(record) for record in _readable(store, "surface", damaged)]
+    measurements = [{"name": record.name, "epoch": record.epoch, "columns": [*record.labels, *record.numbers]}
+                    for record in _readable(store, "measurement", damaged)]
     return {
         "run": str(store.path), "finished": store.finished, "config": known_config(store), "provenance": store.provenance,
         "epochs": store.epochs, "metrics": last_metrics(store), "result": _result(store), "recipe": _recipe(store.config),
-        "curvatures": curvatures, "surfaces": surfaces, "damaged": damaged,
+        "curvatures": curvatures, "surfaces": surfaces, "measurements": measurements, "damaged": damaged,
     }
 
 
@@ -148,6 +150,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield from _result_lines(document["result"])
     yield from _curvature_lines(document["curvatures"])
     yield from _surface_lines(document["surfaces"])
+    yield from _measurement_lines(document["measurements"])
 
 
 def _state(document: dict[str, Any]) -> str:
@@ -269,3 +272,12 @@ def _surface_lines(surfaces: list[dict[str, Any]]) -> Iterator[str]:
         points = " x ".join(str(size) for size in entry["shape"][1:])
         yield (f"  {entry['name']}: epoch {entry['epoch']}, {points} points, groups {', '.join(entry['groups'])}, "
                f"along {' and '.join(entry['directions'])} in {entry['coordinate_units']}")
+
+
+def _measurement_lines(measurements: list[dict[str, Any]]) -> Iterator[str]:
+    epochs: dict[str, list[str]] = {}
+    for entry in measurements:
+        epochs.setdefault(entry["name"], []).append(str(entry["epoch"]))
+    yield "\nmeasurements" + ("" if epochs else ": none")
+    for name, found in epochs.items():
+        yield f"  {name}: epoch {', '.join(found)}"

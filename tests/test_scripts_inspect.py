@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from sample_records import checkpoint, curvature, eigenpairs, surface
+from sample_records import checkpoint, curvature, eigenpairs, measurement, surface
 
 from checkpoints.store import RunStore
 from scripts.cli import main
@@ -20,7 +20,7 @@ def run(tmp_path):
         recorder.epoch({"epoch": 2, "train_loss": 1.0})
         recorder.resume({"w": np.ones(1)})
     without_pairs = curvature(group="class:3", eigenpairs=eigenpairs(num_pairs=0))
-    for record in (curvature(), without_pairs, surface(), surface("line", 0)):
+    for record in (curvature(), without_pairs, surface(), surface("line", 0), measurement(), measurement(epoch=0)):
         store.write(record)
     return store
 
@@ -34,7 +34,7 @@ def test_the_text_holds_configuration_metrics_and_the_main_numbers(run, capsys):
                  "lambda_min -0.5 +- 1e-06 (verified negative), lambda_max 4 +- 1e-06",
                  "trace 9 [8.75, 9.25] (95%, probes)", "negative_mass 0.1 (no interval) below -0.004", "no eigenpairs",
                  "plane: epoch 2, 3 x 2 points, groups head, tail, along random filter and tail lambda_min in filter",
-                 "line: epoch 2, 3 points"):
+                 "line: epoch 2, 3 points", "alignment: epoch 0, 2"):
         assert part in text
     table = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("  tail", "  head"))}
     assert table == {"tail": ["25.00%", "absent"], "head": ["75.00%", "1"]}
@@ -67,7 +67,7 @@ def test_a_run_without_records_says_so(tmp_path, capsys):
     RunStore.create(tmp_path / "run", {})
     assert main(["inspect", str(tmp_path / "run")]) == 0
     text = capsys.readouterr().out
-    for part in ("checkpoints at epochs: none", "metrics: none yet", "spectra: none", "surfaces: none"):
+    for part in ("checkpoints at epochs: none", "metrics: none yet", "spectra: none", "surfaces: none", "measurements: none"):
         assert part in text
 
 
