@@ -86,8 +86,11 @@ def _filter_norms(p: Tensor) -> Tensor:
 
 
 def _normal(optimizer: GroupSAM, parameters: list[Tensor]) -> list[Tensor]:
-    """Return standard normal tensors like the parameters, the same on every process: the first one's draw."""
-    draws = [torch.randn_like(p) for p in parameters]
+    """Return standard normal tensors like the parameters, the same on every process: the first one's draw.
+
+    Drawn in the order of indices, so that the layout in memory decides nothing.
+    """
+    draws = [torch.empty_like(p).copy_(torch.randn(p.shape, dtype=p.dtype, device=p.device)) for p in parameters]
     if optimizer.processes.rank:
         draws = [torch.zeros_like(p) for p in parameters]
     return optimizer.processes.sum_together(draws)

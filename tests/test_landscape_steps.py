@@ -72,7 +72,8 @@ def step_of(data, opt, **changes):
     settings = config(opt=opt, **changes).resolved(data)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4))
-    optimizer = build_optimizer(settings, model)
+    optimizer = build_optimizer(settings, model, class_counts=data.counts)
+    optimizer.observe(data)
     return model, TrainingStep(settings, data, model, optimizer, CPU, torch.float32)
 
 
