@@ -55,7 +55,8 @@ def test_all_classes_come_in_one_command_with_one_bar_a_forecast_and_a_table(run
     assert f"{18 * spectra}/{18 * spectra} (100%)" in err
     table = out[out.index("epoch group"):].splitlines()
     assert table[-1] == f"next: landscape figures spectra {run} --group class:0 class:1 class:2 class:3"
-    assert len(table) == spectra + 3 and sum("class:0 " in line for line in table[:-1]) == 2
+    assert len(table) == spectra + 4 and sum("class:0 " in line for line in table[:-1]) == 2
+    assert table[-2].startswith("verdicts: ") and table[-2].endswith(f"; in full: landscape inspect {run}")
     assert landscape(*words) == 0
     out, err = capsys.readouterr()
     assert "forecast" not in out and f"{spectra} of {spectra} stored on " in out        # all of them
