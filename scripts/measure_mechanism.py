@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import RecordError
-from checkpoints.run_file import FILE_NAME
 from landscape.errors import InputError
 from scripts.compute_spectrum import (add_epoch_argument, add_place_arguments, check_device, check_groups, chosen_epochs,
                                       named_groups)
-from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.options import Progress, add_common_arguments, emit_json, nearest, say, tell
 
 NAME = "measure"
 HELP = "measure what sharpness-aware ascents, gradients and features do at the checkpoints of a run"
@@ -40,7 +39,8 @@ class _List(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from analysis import settings
-    parser.add_argument("words", nargs="+", metavar="NAME... RUN", help="measures (see --list), or all, then run folders")
+    parser.add_argument("name", metavar="NAME", help="a measure of the table (see --list), or all")
+    parser.add_argument("more", nargs="+", metavar="RUN", help="run folders; more measures may stand in front of them")
     parser.add_argument("--list", action=_List, nargs=0, help="print the table of measures and stop")
     parser.add_argument("--group", nargs="+", default=["head", "tail"], metavar="GROUP",
                         help="all, head, tail, many, medium, few, class:N, or classes for every one")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure what is not stored yet and print all of it."""
     from analysis.settings import MeasureSettings
-    names, runs = split_words(args.words)
+    names, runs = split_words([args.name, *args.more])
     check_groups(args.group)
     check_device(args.device)
     chosen = {f.name: getattr(args, f.name) for f in fields(MeasureSettings) if f.name in TEXTS}
@@ -70,17 +70,25 @@ def run(args: argparse.Namespace) -> int:
         return 0
     shown, refused = _measure(args, jobs)
     emit_json(args, {"measurements": shown} | ({"refused": list(map(str, refused))} if refused else {}))
-    if shown:
-        say(args, "next: landscape figures " + shlex.join([shown[0]["name"], *dict.fromkeys(row["run"] for row in shown)]))
+    if shown and not (args.quiet or args.json):
+        say(args, f"next: landscape {next_command(shown)}")
     _refuse(refused, len(shown))
     return 0
+
+
+def next_command(shown: list[dict]) -> str:
+    """Return what draws the first of the measures just shown that has a figure, else what lists them, as words of a command."""
+    from figures.catalogue import CATALOGUE
+    runs = list(dict.fromkeys(row["run"] for row in shown))
+    drawn = [row["name"] for row in shown if row["name"] in CATALOGUE]
+    return shlex.join(["figures", drawn[0], *runs] if drawn else ["inspect", runs[0]])
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[Path]]:
     """Return the measures in front, `all` standing for every one, and the run folders behind them."""
     from analysis.measures import MEASURES, measure_named
     count = next((i for i, word in enumerate(words) if word != "all" and word not in MEASURES), len(words))
-    if not count or not (count == len(words) or Path(words[count], FILE_NAME).is_file() or Path(words[count]).is_dir()):
+    if not count or count < len(words) and not Path(words[count]).exists() and nearest(words[count], MEASURES):
         measure_named(words[count])
     if count == len(words):
         raise InputError("RUN is missing: expected run folders behind the measures, such as "

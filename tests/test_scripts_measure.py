@@ -7,6 +7,7 @@ import pytest
 from analysis.measures import MEASURES
 from checkpoints.store import RunStore
 from scripts.cli import main
+from scripts.measure_mechanism import next_command
 
 QUICK = ["--num_probes", "1", "--num_matvecs", "6", "--num_pairs", "2", "--max_matvecs", "4", "--trace_probes", "2",
          "--engine", "reverse"]
@@ -68,6 +69,11 @@ def test_a_measure_of_no_checkpoint_reads_no_data(run, capsys, monkeypatch):
     assert document(capsys, "toy", run, "--overwrite")["measurements"][0]["epoch"] == 0
 
 
+def test_the_next_command_draws_what_has_a_figure():
+    assert next_command([{"name": "nothing", "run": "a b"}, {"name": "toy", "run": "c"}]) == "figures toy 'a b' c"
+    assert next_command([{"name": "nothing", "run": "a"}]) == "inspect a"
+
+
 def test_a_forecast_computes_nothing_and_counts_what_is_missing(run, capsys):
     landscape("measure", "ablation", run, "--quiet")
     before = sorted(run.rglob("*"))
@@ -94,12 +100,13 @@ def test_other_settings_are_refused_naming_both(run, capsys):
 
 @pytest.mark.parametrize("words, message", [
     (["aligment", "RUN"], "measure 'aligment' is unknown (did you mean alignment?): expected one of alignment, "),
-    (["RUN"], "measure 'RUN' is unknown: expected one of"), (["alignment"], "RUN is missing: expected run folders behind"),
+    (["RUN", "RUN"], "measure 'RUN' is unknown: expected one of"), (["alignment"], "the following arguments are required: RUN"),
+    (["alignment", "all"], "RUN is missing: expected run folders behind"), (["alignment", "/nowhere"], "/nowhere"),
     (["alignment", "ablaton", "RUN"], "measure 'ablaton' is unknown (did you mean ablation?)"),
     (["toy", "RUN", "--batches", "0"], "batches=0 is out of range"), (["toy", "RUN", "--rho", "-1"], "rho=-1.0 is out of range"),
     (["alignment", "RUN", "--group", "torso"], "group 'torso' is unknown"),
     (["alignment", "RUN", "--epoch", "7"], "holds no checkpoint of epoch 7"),
-    (["alignment", "RUN", "--overwrite", "--num_pairs", "3"], "num_pairs=3 is out of range: the spectrum of head at epoch 2 holds 2"),
+    (["alignment", "RUN", "--overwrite", "--num_pairs", "3"], "num_pairs=3 is out of range: the spectrum of head at epoch 2"),
     (["alignment", "RUN", "--device", "gpu"], "device='gpu' is unknown"), (["alignment", "."], "run.json")])
 def test_a_mistake_is_one_line(run, capsys, words, message):
     assert message in refused(capsys, *(str(run) if word == "RUN" else word for word in words)).replace(f"'{run}'", "'RUN'")
