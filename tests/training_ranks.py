@@ -26,7 +26,9 @@ CASES |= {f"{opt}, amp16": {"opt": opt, "precision": "amp16"} for opt in OPTIMIZ
 CASES |= {name: {"dtype": "float64", **settings} for name, settings in {
     "asam": {"opt": "asam"}, "friendlysam": {"opt": "friendlysam"}, "focalsam": {"opt": "focalsam"}, "pgd": {"opt": "pgd"},
     "lpfsgd": {"opt": "lpfsgd", "opt_options": {"lpf_std": 0.01, "lpf_draws": 2}},
-    "ccsam": {"opt": "ccsam", "opt_options": {"perturb": "network"}}}.items()}
+    "ccsam": {"opt": "ccsam", "opt_options": {"perturb": "network"}},
+    "gkp_gsa": {"opt": "gkp_gsa", "opt_options": {"num_groups": 2}, "epochs": 3},
+    "gkp_gsa, released": {"opt": "gkp_gsa", "gkp_variant": "released", "opt_options": {"num_groups": 2}}}.items()}
 CASES["deferred weights"] = {"opt": "ssesam", "dtype": "float64", "drw_epoch": 0}
 LABELS = torch.tensor([2, 2, 0, 1, 0, 0, 1, 0, 0])     # all of the tail is in the first process's share
 
