@@ -10,7 +10,7 @@ from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
-from landscape.recipes import RECIPES, departures, filled
+from landscape.recipes import RECIPES, departures, filled, published
 from landscape.schedules import learning_rate
 from landscape.training import training_data
 from scripts.cli import main
@@ -99,6 +99,14 @@ def test_focal_sams_constants_follow_the_data_set(dataset, rho, options, weight_
     run = config("focal-sam", dataset=dataset)
     assert (run.rho, run.opt_options, run.weight_decay, run.loss_options) == (rho, options, weight_decay, {"tau": 1.0})
     assert config("focal-sam", dataset=dataset, opt="sam").opt_options == {} and run.opt == "focalsam"
+
+
+@pytest.mark.parametrize("opt, given, all_classes", [
+    ("lpfsgd", {"drw_epoch": 160}, 78.5), ("pgd", {"drw_epoch": 160}, 77.2), ("sam", {"drw_epoch": 160}, 80.6),
+    ("sam", {}, 73.1), ("sgd", {"loss": "LDAM"}, 77.5), ("pgd", {}, None), ("sam", {"drw_epoch": 160, "imb_factor": 10.0}, None)])
+def test_rangwanis_escape_baselines_stand_beside_their_published_accuracies(opt, given, all_classes):
+    found = published(config("rangwani", opt=opt, **given).as_dict())
+    assert found == ({} if all_classes is None else {"all": all_classes})
 
 
 def test_options_of_the_optimizer_are_overridden_one_by_one():
