@@ -83,6 +83,8 @@ def digest(document: Any) -> str:
 def _difference(stored: dict, wanted: dict) -> str:
     old, new = stored["settings"], wanted["settings"]
     names = [name for name in new if old.get(name) != new[name]]
-    others = [name for name in wanted if name != "settings" and stored.get(name) != wanted[name]]
-    return (", ".join(f"{name}={old.get(name)} there, {new[name]} here" for name in names)
-            or f"other {' and '.join(others) or 'settings'}")
+    if names:
+        return ", ".join(f"{name}={old.get(name)} there, {new[name]} here" for name in names)
+    if changed := [name for name, made_of in wanted.get("sources", {}).items() if stored.get("sources", {}).get(name) != made_of]:
+        return f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since"
+    return f"other {' and '.join(name for name in wanted if stored.get(name) != wanted[name]) or 'settings'}"

@@ -68,11 +68,10 @@ def _inputs(subject: Subject, settings: SurfaceSettings, chosen: ChosenDirection
 
 
 def _groups(subject: Subject, batches: Batches) -> ClassGroups:
-    """Return the groups, and every class that has an image in the batches."""
+    """Return the groups and classes that have an image in the batches."""
     present = set(torch.cat([labels for _, labels in batches]).tolist())
     groups = subject.groups.with_classes()
-    kept = {name: members for name, members in groups.classes.items()
-            if not name.startswith("class:") or present.issuperset(members)}
+    kept = {name: members for name, members in groups.classes.items() if present.intersection(members)}
     return ClassGroups(groups.counts, kept)
 
 

@@ -127,7 +127,8 @@ def _walk(directions: Sequence[Direction], coordinates: Sequence[Sequence[float]
                          "two (a plane), and as many arrays of coordinates")
     units = sorted({d.units for d in directions})
     if len(units) > 1:
-        raise InputError(f"directions are in different units ({', '.join(units)}): expected one unit for both axes")
+        raise InputError(f"directions are in different units ({', '.join(units)}): expected one unit for both axes; random "
+                         "ones are in parameter units with --normalization none")
     for d in directions:
         if len(d.vector) != len(start):
             raise InputError(f"direction {d.name!r} has {len(d.vector)} entries: expected {len(start)}, "

@@ -13,7 +13,6 @@ from analysis import pipeline, second_opinion
 from analysis.operators import HessianOperator
 from analysis.pipeline import compute_curvature
 from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
-from analysis.stored_surface import compute_surface
 from analysis.subject import Subject, group_batches
 from checkpoints import layout
 from checkpoints.errors import RecordError
@@ -252,36 +251,6 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
     monkeypatch.setattr(pyhessian, "hessian", Impostor)
     numbers = second_opinion.pyhessian_numbers(subject.model, None, (torch.zeros(1), torch.zeros(1)))
     assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
-
-
-def test_surfaces_along_eigenvectors_curve_by_the_eigenvalue_before_the_first_kink(subject):
-    curvature, _ = compute_curvature(subject, 2, "tail", SETTINGS, overwrite=True)
-    settings = SurfaceSettings(directions="eigen", group="tail", dims=2, points=3, span=1e-6, dtype="float64")
-    record, _ = compute_surface(subject, 2, settings, name="close")
-    tail = record.loss[record.groups.index("tail")]
-    assert tail[1, 1] == pytest.approx(curvature.loss, rel=1e-9)
-    for line, value in ((tail[:, 1], curvature.eigenpairs.values[0]), (tail[1], curvature.eigenpairs.values[-1])):
-        assert (line[0] - 2 * line[1] + line[2]) / 1e-12 == pytest.approx(value, rel=0.01)
-
-
-def test_a_surface_resumes_at_the_last_finished_row(subject):
-    settings, seen = SurfaceSettings(points=5, dims=2, seed=3), []
-
-    class Stopping:
-        def update(self, n=1):
-            seen.append(n)
-            if sum(seen) == 13:
-                raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        compute_surface(subject, 1, settings, name="stopped", progress=Stopping())
-    stopped, _ = compute_surface(subject, 1, settings, name="stopped")
-    whole, _ = compute_surface(subject, 1, settings, name="whole")
-    assert np.array_equal(stopped.loss, whole.loss) and np.array_equal(stopped.accuracy, whole.accuracy)
-
-
-def test_eigenvector_surfaces_need_the_spectrum_and_say_how_to_get_it(subject):
-    with pytest.raises(RecordError, match="landscape spectrum .* --group medium --epoch 1"):
-        compute_surface(subject, 1, SurfaceSettings(directions="eigen", group="medium"))
 
 
 @pytest.mark.parametrize("patterns, name", [
