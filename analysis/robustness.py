@@ -29,7 +29,8 @@ from landscape.errors import InputError
 TOL = 1e-3                      # of a converged pair's residual, relative to it
 NUM_MATVECS = 100               # Lanczos steps of a start, as Rangwani et al. (2022) take
 STEPS = (20, 50, 100, 200)
-MAX_MATVECS = 200               # products beyond the first NUM_MATVECS for converged pairs
+BEGUN = 40                      # Lanczos steps from which a converged pair is followed
+MAX_MATVECS = 200               # products for it beyond them
 SUBSETS = (0.25, 0.5)           # of the group's images
 DRAWS = 2                       # of each size of subset
 LARGEST_BATCH = 1024            # images in the one batch that lends its statistics
@@ -54,14 +55,14 @@ def robustness(case) -> Table:
     case.subject.cast("float32")
     units = dict.fromkeys(("value", "low", "high", "upper", "upper_low", "upper_high"), LAMBDA)
     about = {"engine": engines, "exact": all(engine != "differences" for engine in engines.values()), "tol": TOL,
-             "dtype": case.settings.dtype, "interval": "residual", "inconsistency": inconsistency, "left_out": left_out,
+             "dtype": case.settings.dtype, "bars": "value -+ residual", "inconsistency": inconsistency, "left_out": left_out,
              "num_matvecs": NUM_MATVECS, "num_probes": case.settings.batches}
     return table(rows, units, about)
 
 
 def work(case) -> int:
     """Return at most how many image gradients the variations take."""
-    converged, images = NUM_MATVECS + MAX_MATVECS + 2, 0
+    converged, images = BEGUN + MAX_MATVECS + 2, 0
     for group in case.settings.groups:
         part, own = _Group(case, group), case.num_images(group)[0]
         other = 0 if part.reason_against("split") else _varied(case, split=part.other_split).num_images(group)[0]
@@ -138,7 +139,7 @@ class _Group:
         count = min(self.operator.num_samples, LARGEST_BATCH)
         images, labels = map(torch.cat, zip(*_varied(self.case, max_samples=count).images(self.group)[0]))
         operator = batch_normalized(self.subject.cast(self.dtype), self.subject.loss("CE"), (images, labels))
-        yield f"one batch of {len(labels)}", self._converged(operator), len(labels)
+        yield "one batch", self._converged(operator), len(labels)
 
     def subset(self) -> Iterator[Row]:
         seed = self.case.settings.seed
@@ -146,15 +147,15 @@ class _Group:
             size = max(1, int(share * self.operator.num_samples))
             for draw in range(1, DRAWS + 1):
                 operator = self._hessian(_varied(self.case, max_samples=size, seed=seed + draw).images(self.group)[0])
-                yield f"n = {size}, seed {seed + draw}", self._converged(operator), operator.num_samples
+                yield f"{share:.0%}, seed {seed + draw}", self._converged(operator), operator.num_samples
 
     def _hessian(self, batches: Batches, loss: str = "CE") -> HessianOperator:
         traces = self.subject.shared_traces(SpectrumSettings(loss=loss, dtype=self.dtype))
         return HessianOperator(self.subject.cast(self.dtype), self.subject.loss(loss), batches, fill=True, traces=traces,
-                               expected_matvecs=NUM_MATVECS + MAX_MATVECS)
+                               expected_matvecs=BEGUN + MAX_MATVECS)
 
     def _converged(self, operator) -> Ends:
-        return converged_ends(operator, num_matvecs=NUM_MATVECS, tol=TOL, max_matvecs=MAX_MATVECS, generator=self._generator(),
+        return converged_ends(operator, num_matvecs=BEGUN, tol=TOL, max_matvecs=MAX_MATVECS, generator=self._generator(),
                               progress=self._progress(operator.num_samples))
 
     def _without_images(self) -> str | None:

@@ -48,7 +48,7 @@ def similarity(case) -> Table:
     minibatches = drawn(config, subject.data.to(subject.device), next(model.parameters()).dtype, settings.seed)
     cosines = batch_cosines(gradients, _slopes(case, model, loss, islice(minibatches, settings.batches)))
     subject.cast("float32")
-    rows = [{"group": name, "part": _part(case, name), **_interval(cosines[name]), "images": case.num_images(name)[0]}
+    rows = [{"group": name, "half": _half(case, name), **_interval(cosines[name]), "images": case.num_images(name)[0]}
             | {f"with_{half}": cosine(gradient, gradients[half]) if half in gradients else np.nan for half in ("head", "tail")}
             for name, gradient in gradients.items()]
     size = len(next(iter(gradients.values())))
@@ -74,7 +74,7 @@ def _slopes(case, model: nn.Module, loss: Losses, minibatches: Iterable[tuple[Te
         case.progress(len(labels))
 
 
-def _part(case, name: str) -> str:
+def _half(case, name: str) -> str:
     """Return whether all classes of a group are head or tail."""
     classes, groups = set(case.subject.groups.select(name)), case.subject.groups.classes
     return next((half for half in ("head", "tail") if classes <= set(groups[half])), "both")

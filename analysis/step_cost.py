@@ -32,7 +32,7 @@ from landscape.steps import TrainingStep
 
 NUM_BATCHES = 8             # different batches that steps go around
 MINUTES = 2.0               # after which no further round begins
-FOUR_CALLS = "four calls, as released"
+RELEASED = Passes(4, 4, "four calls, as released", {"gamma": 1.0})
 RADII = ("rho", "head_rho", "tail_rho")
 
 Batch = tuple[Tensor, Tensor]
@@ -70,27 +70,26 @@ def work(case) -> int:
     """Return about how many image gradients the rounds take: forwards count a third, backwards two, SGD beside each."""
     config = case.subject.config
     passes = [each.of(min(case.subject.data.num_classes, config.batch_size)) for row in FAMILY.values() for each in row.passes]
-    return case.settings.batches * config.batch_size * sum(3 + f + 2 * b for f, b in [*passes, (4, 4)]) // 3
+    return case.settings.batches * config.batch_size * sum(3 + f + 2 * b for f, b in [*passes, RELEASED.of(0)]) // 3
 
 
 def contestants(config: TrainConfig, data: LongTailData, model: nn.Module) -> tuple[list[Contestant], dict[str, str]]:
     """Return every optimizer and stage of the family, SGD first, and why others cannot run here."""
     config, found, left_out = _plain(config), [], {}
     for opt, row in FAMILY.items():
-        for passes in row.passes:
+        for passes in (*row.passes, *([RELEASED] if opt == "ssesam" else [])):
+            make = four_calls if passes is RELEASED else _contestant
             try:
-                found.append(_contestant(_configured(config, opt, passes), data, model, opt, passes.stage))
+                found.append(make(_configured(config, opt, passes), data, model, passes.stage))
             except InputError as reason:
                 left_out[f"{opt} {passes.stage}".strip()] = str(reason)
-    if config.precision == "float32":
-        found.append(four_calls(_configured(config, "ssesam", Passes(4, 4, FOUR_CALLS, {"gamma": 1.0})), data, model))
-    else:
-        left_out[f"ssesam {FOUR_CALLS}"] = f"its calls know float32 alone, and the run is in {config.precision}"
     return sorted(found, key=lambda c: c.opt != "sgd"), left_out
 
 
-def four_calls(config: TrainConfig, data: LongTailData, model: nn.Module) -> Contestant:
+def four_calls(config: TrainConfig, data: LongTailData, model: nn.Module, stage: str) -> Contestant:
     """Return SSE-SAM stepped as its README documents: a forward and a backward before each of four calls, then an update."""
+    if config.precision != "float32":
+        raise InputError(f"precision={config.precision!r} is unknown to the four calls: expected float32")
     own = _copied(model, config)
     optimizer = build_optimizer(config, own)
     made = TrainingStep(config, data, own, optimizer, *_place(own))     # for its loss and its groups
@@ -104,7 +103,7 @@ def four_calls(config: TrainConfig, data: LongTailData, model: nn.Module) -> Con
                 (made.loss(own(inputs), labels) * mask).sum().div(len(labels)).backward()
                 call()
         optimizer.update()
-    return Contestant("ssesam", FOUR_CALLS, own, step)
+    return Contestant(config.opt, stage, own, step)
 
 
 def count_passes(contestant: Contestant, batch: Batch) -> tuple[int, int]:
@@ -147,11 +146,11 @@ def _turn(contestant: Contestant, batches: list[Batch]) -> Callable[[], Any]:
     return lambda: contestant.step(*next(endless))
 
 
-def _contestant(config: TrainConfig, data: LongTailData, model: nn.Module, opt: str, stage: str) -> Contestant:
+def _contestant(config: TrainConfig, data: LongTailData, model: nn.Module, stage: str) -> Contestant:
     own = _copied(model, config)
     optimizer = build_optimizer(config, own, class_counts=data.counts)
     step = TrainingStep(config, data, own, optimizer, *_place(own))
-    return Contestant(opt, stage, own, lambda inputs, labels: step(inputs, labels, 0))
+    return Contestant(config.opt, stage, own, lambda inputs, labels: step(inputs, labels, 0))
 
 
 def _plain(config: TrainConfig) -> TrainConfig:

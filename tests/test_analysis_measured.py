@@ -101,7 +101,7 @@ def test_similarity_has_rows_for_groups_and_for_the_largest_and_smallest_classes
     record = record_of("similarity", case)
     table = frame(record)
     assert table["group"].tolist() == ["head", "tail", "class:0", "class:1", "class:2", "class:3"]
-    assert dict(zip(table["group"], table["part"]))["class:3"] == "tail" and table["part"][0] == "head"
+    assert dict(zip(table["group"], table["half"]))["class:3"] == "tail" and table["half"][0] == "head"
     assert (table["low"] < table["value"]).all() and (table["value"] < table["high"]).all() and (table["value"].abs() <= 1).all()
     assert record.about["interval"] == "3 mini-batches" and record.about["mode"] == "evaluation" and record.about["loss"] == "LA"
 
@@ -185,7 +185,7 @@ def test_the_losses_of_a_walk_are_those_of_the_moved_network(case):
 
 @pytest.fixture
 def short(monkeypatch):
-    changed = {"NUM_MATVECS": 10, "STEPS": (4, 8), "MAX_MATVECS": 60, "DRAWS": 1, "SUBSETS": (0.5,), "TOL": 1e-4}
+    changed = {"NUM_MATVECS": 10, "BEGUN": 10, "STEPS": (4, 8), "MAX_MATVECS": 60, "DRAWS": 1, "SUBSETS": (0.5,), "TOL": 1e-4}
     for name, value in changed.items():
         monkeypatch.setattr(robustness, name, value)
 
