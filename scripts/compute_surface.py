@@ -22,7 +22,7 @@ TEXTS = {
     "where to walk": {
         "directions": "one or two of: random (Gaussian); eigen (most negative and largest eigenvector of --group); tail:min, "
                       "all:max:2 (an eigenvector of a group, by rank); pca (of the run's checkpoints); epoch:10, "
-                      "RUN2@epoch:last (through a checkpoint). Default: random",
+                      "RUN2@epoch:last (through a checkpoint)",
         "group": "whose eigenvectors eigen are; needs its stored spectrum",
         "dims": "1: a line, 2: a plane; default: as the directions say, 2 for random, eigen and pca",
         "normalization": "of random directions: each filter or layer to its weights' norm, or none: unit length in all",
@@ -89,8 +89,15 @@ def _run(args: argparse.Namespace, settings) -> int:
             shown += _compute(args, subject, epochs, settings)
     emit_json(args, {"forecast" if args.dry_run else "surfaces": shown})
     if not args.dry_run:
-        say(args, f"next: landscape figures {'surface' if settings.dims == 2 else 'lines'} {' '.join(map(str, args.runs))}")
+        say(args, f"next: landscape figures {_figure(settings)} {' '.join(map(str, args.runs))}")
     return 0
+
+
+def _figure(settings) -> str:
+    """Return which figure shows the surfaces."""
+    if settings.dims == 1:
+        return "lines"
+    return "trajectory" if any(word.leads_somewhere for word in settings.words) else "surface"
 
 
 def _forecast(args: argparse.Namespace, subject, epochs: list[int], settings):
