@@ -2,6 +2,9 @@
 
 Published tables choose the epoch on the test set, which flatters every number; some average logits over an image and its mirror
 image besides. Both are shown here beside the last epoch without either, and named. See `checkpoints.chosen_epoch`.
+
+For CIFAR-10-LT the head, mid and tail of Rangwani et al. (2022) come besides: classes 0-2, 3-6 and 7-9, each class counted alike,
+which on a balanced test set is each image. Theirs of CIFAR-100 are not recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +18,24 @@ from checkpoints.comparison import Comparison, Member, classes_of
 from checkpoints.errors import RecordError
 
 CHOICES = tuple((selection, flip) for selection in WORDS for flip in (False, True))
+THIRDS = {"cifar10": {"head 0-2": range(0, 3), "mid 3-6": range(3, 7), "tail 7-9": range(7, 10)}}
 NAMES = {"last": "last epoch", "test_best": "best on the test set"}
 
 
-def accuracy_outcomes(runs: Comparison, epoch: int | None = None, groups: Sequence[str] = ACCURACY_GROUPS,
+def groups_of(runs: Comparison) -> tuple[str, ...]:
+    """Return the groups of an accuracy table, in the order the papers print them: the thirds of Rangwani et al. before all."""
+    *parts, everyone = ACCURACY_GROUPS
+    return (*parts, *THIRDS.get(runs.config.get("dataset"), {}), everyone)
+
+
+def accuracy_outcomes(runs: Comparison, epoch: int | None = None, groups: Sequence[str] | None = None,
                       level: float = 0.95) -> pd.DataFrame:
     """Return test accuracy in [0, 1] over seeds, a row an optimizer and choice: index (opt, how), t intervals.
 
     `epochs` names the epochs taken, one a seed; `result` is True where the choice is the runs' own (`selection` and
     `flip_average` of their training). A choice that not every seed allows is left out. With `epoch` there is no selection.
     """
-    rows = []
+    rows, groups = [], groups_of(runs) if groups is None else groups
     for opt, members in runs.members.items():
         for how, flip, found in _choices(members, epoch):
             estimates = {group: over_seeds([row[classes_of(group)] for _, row in found if classes_of(group) in row], level)
@@ -46,7 +56,7 @@ def accuracies(member: Member, selection: str = "last", flip: bool = False,
     if outcome is None:
         raise RecordError(f"{member.name}: metrics.csv has no evaluated epoch; train it with: "
                           f"landscape train --out {member.name}")
-    return outcome.accuracy | {"epoch": outcome.epoch} if outcome.flip_average == flip else None
+    return _with_thirds(member, outcome.accuracy) | {"epoch": outcome.epoch} if outcome.flip_average == flip else None
 
 
 def how_named(selection: str, flip: bool) -> str:
@@ -71,7 +81,13 @@ def _at(member: Member, epoch: int, prefix: str) -> Mapping[str, float] | None:
                           + (", ".join(map(str, evaluated)) or "none"))
     row = table.loc[epoch].dropna()
     found = {name.removeprefix(prefix): float(row[name]) for name in row.index if name.startswith(prefix)}
-    return found | {"epoch": epoch} if found else None
+    return _with_thirds(member, found) | {"epoch": epoch} if found else None
+
+
+def _with_thirds(member: Member, row: Mapping[str, float]) -> dict[str, float]:
+    thirds = THIRDS.get(member.config.get("dataset"), {})
+    return dict(row) | {name: float(np.mean([row[f"class:{c}"] for c in classes])) for name, classes in thirds.items()
+                        if all(f"class:{c}" in row for c in classes)}
 
 
 def _is_result(member: Member, how: str, flip: bool) -> bool:

@@ -87,14 +87,13 @@ def stages_table(runs: Comparison, options: Options) -> pd.DataFrame:
 
 def print_accuracy_table(runs: Comparison, options: Options) -> Printed:
     """Return Many, Medium, Few, Head, Tail and All accuracy in percent, a row an optimizer and choice of epoch and flips."""
-    table = outcomes.accuracy_outcomes(runs, options.epoch, level=options.level)
-    cells = tuple((row["epochs"], *(summary.cell(row, group, percent=True) for group in summary.ACCURACY_GROUPS))
-                  for _, row in table.iterrows())
+    table, groups = outcomes.accuracy_outcomes(runs, options.epoch, level=options.level), outcomes.groups_of(runs)
+    cells = tuple((row["epochs"], *(summary.cell(row, group, percent=True) for group in groups)) for _, row in table.iterrows())
     looks = [style.look(opt) for opt, _ in table.index]
     words = "".join(f"; {name}: {meaning}" for how, (name, meaning) in CALLED.items() if how in table.index.unique("how"))
     mark = "; * what the runs report as their result" if table["result"].any() else ""
     return Printed(
-        heads=("epoch", *(group.capitalize() for group in summary.ACCURACY_GROUPS)), cells=cells,
+        heads=("epoch", *(group.capitalize() for group in groups)), cells=cells,
         names=tuple((f"{look.name}, {CALLED.get(how, (how,))[0]}{' *' if own else ''}", look.color)
                     for look, (_, how), own in zip(looks, table.index, table["result"])),
         gaps=changes([opt for opt, _ in table.index]),

@@ -59,3 +59,13 @@ def test_a_run_that_was_never_evaluated_is_refused():
     run.table = run.table[["epoch"]]
     with pytest.raises(RecordError, match="no evaluated epoch"):
         outcomes.accuracy_outcomes(compare([run]))
+
+
+def test_on_cifar10_head_mid_and_tail_are_those_of_rangwani():
+    run = chosen(flips=False, dataset="cifar10")
+    run.table = run.table.assign(**{f"test_accuracy/class:{c}": c / 10 for c in range(10)})
+    runs = compare([run])
+    assert outcomes.groups_of(runs) == ("many", "medium", "few", "head", "tail", "head 0-2", "mid 3-6", "tail 7-9", "all")
+    row = outcomes.accuracy_outcomes(runs).iloc[0]
+    assert [row[name] for name in ("head 0-2", "mid 3-6", "tail 7-9")] == pytest.approx([0.1, 0.45, 0.8])
+    assert "mid 3-6" not in outcomes.groups_of(compare([chosen()]))
