@@ -262,8 +262,8 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), dp
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     figure.set_dpi(dpi)
-    figure.draw_without_rendering()   # lays the figure out ...
-    figure.set_layout_engine(None)    # ... once for all formats, which halves the time
+    figure.get_layout_engine().execute(figure)      # once for all formats
+    figure.set_layout_engine(None)
     for name, path in zip(formats, paths):
         partial = path.with_name(f".{path.name}.partial")   # a kill leaves the old picture or the new one, never half
         figure.savefig(partial, format=name, dpi=dpi, metadata=METADATA[name])
