@@ -138,6 +138,11 @@ class SurfaceSettings:
         return read_words(self.directions, self.dims)[0]
 
     @property
+    def epochs(self) -> tuple[int, ...]:
+        """The run's own checkpoints, by number, that the directions lead through."""
+        return tuple(word.epoch for word in self.words if word.run is None and word.epoch is not None)
+
+    @property
     def spectra(self) -> tuple[str, ...]:
         """The groups whose spectra the directions come from."""
         named = {"eigen": self.group}

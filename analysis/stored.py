@@ -87,4 +87,6 @@ def _difference(stored: dict, wanted: dict) -> str:
         return ", ".join(f"{name}={old.get(name)} there, {new[name]} here" for name in names)
     if changed := [name for name, made_of in wanted.get("sources", {}).items() if stored.get("sources", {}).get(name) != made_of]:
         return f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since"
+    if stored.get("directions") != wanted.get("directions"):
+        return "its directions are others now: the spectrum that they come from has changed since"
     return f"other {' and '.join(name for name in wanted if stored.get(name) != wanted[name]) or 'settings'}"

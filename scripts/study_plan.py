@@ -126,7 +126,8 @@ class Study:
         places = tuple(_place(entry, entry.get("epoch", last)) for entry in surfaces)
         measures = self._measures(seed, epochs)
         read = {epoch for name, epoch in measures if MEASURES[name].at_checkpoint}
-        kept = sorted({*asked.kept_epochs(), *epochs, *(epoch for _, epoch, _ in places), *read})
+        passed = {passed for _, epoch, how in places for passed in (epoch, *how.epochs)}
+        kept = sorted({*asked.kept_epochs(), *epochs, *passed, *read})
         config = TrainConfig.from_dict({**settings, "checkpoint_epochs": kept})
         groups = tuple(self.spectrum.get("groups", ("head", "tail")))
         measure = MeasureSettings(**{key: value for key, value in self.measures.items() if key not in ("names", *PLACE)})

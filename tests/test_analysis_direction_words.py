@@ -66,6 +66,11 @@ def test_surfaces_name_the_spectra_that_they_need():
     assert SurfaceSettings().spectra == ()
 
 
+def test_surfaces_name_the_checkpoints_of_their_own_run():
+    assert SurfaceSettings(directions=("epoch:1", "run@epoch:7")).epochs == (1,)
+    assert SurfaceSettings(directions=("epoch:last", "epoch:0")).epochs == (0,) and SurfaceSettings(directions="pca").epochs == ()
+
+
 @pytest.mark.parametrize("change, word", [
     (dict(batchnorm="own"), "batchnorm='own'"), (dict(normalization="weight"), "filter, layer, none"),
     (dict(ignore="bias"), "biasbn, none"), (dict(dtype="float16"), "float32, float64, bfloat16"), (dict(span=0.0), "span=0.0"),

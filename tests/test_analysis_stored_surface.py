@@ -181,6 +181,16 @@ def test_a_surface_is_given_back_until_a_checkpoint_that_it_leads_through_change
         surface(Subject.open(store), "epoch:1", points=3, name="way")
 
 
+def test_a_surface_along_an_eigenvector_is_not_that_of_another_spectrum(subject, tmp_path):
+    shutil.copytree(subject.store.path, tmp_path / "run")
+    store = RunStore.open(tmp_path / "run")
+    surface(Subject.open(store), "tail:min", points=3, name="way")
+    record = store.read("curvature", epoch=3, group="tail")
+    store.write(replace(record, eigenpairs=replace(record.eigenpairs, vectors=-record.eigenpairs.vectors)))
+    with pytest.raises(OtherRecord, match="surface way: its directions are others now: the spectrum .* has changed since"):
+        surface(Subject.open(store), "tail:min", points=3, name="way")
+
+
 def test_a_subject_in_float64_chooses_the_same_directions(subject):
     settings = SurfaceSettings(points=3, dtype="float64", dims=1)
     first, _ = compute_surface(subject, 3, settings, name="twice")

@@ -1,0 +1,84 @@
+"""`landscape surface`: what it prints of lines, planes and checkpoints, and what it says to wrong words."""
+
+import json
+
+import pytest
+
+from checkpoints.store import RunStore
+from scripts.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("surfaces") / "run"
+    assert landscape("train", "--dataset", "synthetic", "--epochs", "3", "--checkpoint_epochs", "0,1,2,3", "--out", folder,
+                     "--quiet") == 0
+    return folder
+
+
+def landscape(*words):
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:
+        return stop.code
+
+
+def document(capsys, *words):
+    assert landscape(*words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_line_to_a_checkpoint_prints_its_distance_and_barriers(run, capsys):
+    assert landscape("surface", run, "--directions", "epoch:1", "--points", "11") == 0
+    out = capsys.readouterr().out
+    record = RunStore.open(run).read("surface", name="epoch-0003-epoch-1-1d")
+    assert f"distance {record.about['distance']:.4g} parameter units" in out
+    assert f"tail: barrier {record.about['barrier']['tail']['height']:.4g} nats above the higher end" in out
+    assert "loss of all, head, tail, many, medium, few and 4 classes along epoch 1\n" in out
+    assert out.splitlines()[-1] == f"next: landscape figures lines {run}"
+
+
+def test_principal_components_print_what_they_explain_and_lead_to_their_figure(run, capsys):
+    assert landscape("surface", run, "--directions", "pca", "--points", "5") == 0
+    out = capsys.readouterr().out
+    assert "principal components explain 9" in out and "4 checkpoints shown; " in out
+    assert out.splitlines()[-1] == f"next: landscape figures trajectory {run}"
+    assert landscape("figures", "trajectory", run, "--format", "png", "--dpi", "60") == 0
+
+
+def test_a_slice_prints_how_far_its_prediction_holds(run, capsys):
+    words = ["surface", run, "--dims", "1", "--normalization", "none", "--span", "0.5", "--points", "11"]
+    row, = document(capsys, *words)["surfaces"]
+    assert set(row["trust_radius"]) == {"all", "head", "tail"} and not row["stored_before"]
+    low = row["trust_radius"]["all"]["plus"]["low"]
+    assert landscape(*words) == 0
+    out = capsys.readouterr().out
+    assert "all: the quadratic prediction holds to 10 % " in out and f"+{low:.4g}" in out and "parameter units" in out
+
+
+def test_a_lower_precision_prints_its_measured_error(run, capsys):
+    words = ["surface", run, "--points", "3", "--dtype", "bfloat16", "--batchnorm", "batch", "--name", "low"]
+    row, = document(capsys, *words)["surfaces"]
+    error = row["about"]["precision_error"]
+    assert row["precision"] == "bfloat16" and row["batchnorm"] == "batch" and 0 < error["loss"]["tail"] < 1
+    assert landscape(*words) == 0
+    assert "bfloat16: at 5 points within " in capsys.readouterr().out
+
+
+def test_every_epoch_has_a_surface_and_a_forecast_counts_them(run, capsys):
+    words = ["surface", run, "--epoch", "1", "2", "--points", "3"]
+    forecast, = document(capsys, *words, "--dry_run")["forecast"]
+    assert forecast["points"] == 18
+    assert [row["epoch"] for row in document(capsys, *words)["surfaces"]] == [1, 2]
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--directions", "nonsense"], "one or two of random, eigen, pca, GROUP:min"), (["--directions", "epoch:9"], "epoch=9"),
+    (["--directions", "tail:min"], "landscape spectrum"), (["--directions", "epoch:1", "--dims", "2"], "a second direction"),
+    (["--directions", "elsewhere@epoch:1"], "elsewhere"), (["--dtype", "float16"], "invalid choice: 'float16'"),
+    (["--directions", "epoch:1", "epoch:2", "epoch:0"], "expected one or two"), (["--batchnorm", "own"], "invalid choice: 'own'")])
+def test_wrong_words_are_one_line_and_status_2(run, capsys, words, told):
+    before = sorted(path for path in run.rglob("*") if path.is_file())
+    assert landscape("surface", run, *words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and told in lines[0] and before == sorted(path for path in run.rglob("*") if path.is_file())
