@@ -36,7 +36,7 @@ LADDER = {
     "analysis.tracking": ("checkpoints",),
     "analysis.slices": ("checkpoints.records", "checkpoints.errors"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
-    "figures": ("figures", "analysis.quadrature", "analysis.summary", "analysis.verdict", "analysis.outcomes",
+    "figures": ("figures", "analysis.intervals", "analysis.quadrature", "analysis.summary", "analysis.verdict", "analysis.outcomes",
                 "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices", "checkpoints",
                 "landscape.family"),
     "scripts": PACKAGES,
