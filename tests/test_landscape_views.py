@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def policy():
 def test_a_seed_stands_for_the_views_and_the_global_generator_is_left_alone(policy):
     state = torch.get_rng_state()
     first, again, other = (policy(images(), seeded(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again) and not any(torch.equal(first[:, v], other[:, v]) for v in range(3))
     assert torch.equal(state, torch.get_rng_state())
     assert first.shape == (40, 3, 3, 32, 32) and first.dtype == torch.float32
     assert first.min() >= 0 and first.max() <= 1
@@ -47,6 +48,13 @@ def test_the_views_of_an_image_differ_and_its_neighbors_do_not_enter(policy):
     changed = images()
     changed[1:] = 0
     assert torch.equal(policy(changed, seeded(1))[0], found[0])
+
+
+def test_the_first_view_is_cropped_and_mirrored_before_its_sub_policy(policy):
+    plain = copy(policy)
+    plain.policies, plain.cutout = [lambda images: images], 0
+    cropped = Augmentation(padding=4, flip=True)(images().float() / 255, seeded(1))
+    assert torch.equal(plain(images(), seeded(1))[:, 0], cropped)
 
 
 def test_a_sub_policy_is_drawn_for_each_image(policy):
