@@ -73,12 +73,14 @@ def test_every_epoch_has_a_surface_and_a_forecast_counts_them(run, capsys):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["--directions", "nonsense"], "one or two of random, eigen, pca, GROUP:min"), (["--directions", "epoch:9"], "epoch=9"),
+    (["--directions", "nonsense"], "one or two of random, eigen, pca"), (["--directions", "epoch:9"], "epoch=9"),
     (["--directions", "tail:min"], "landscape spectrum"), (["--directions", "epoch:1", "--dims", "2"], "a second direction"),
     (["--directions", "elsewhere@epoch:1"], "elsewhere"), (["--dtype", "float16"], "invalid choice: 'float16'"),
     (["--directions", "epoch:1", "epoch:2", "epoch:0"], "expected one or two"), (["--batchnorm", "own"], "invalid choice: 'own'")])
 def test_wrong_words_are_one_line_and_status_2(run, capsys, words, told):
-    before = sorted(path for path in run.rglob("*") if path.is_file())
+    def files():
+        return sorted(path for path in run.rglob("*") if path.is_file())
+    before = files()
     assert landscape("surface", run, *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and told in lines[0] and before == sorted(path for path in run.rglob("*") if path.is_file())
+    assert len(lines) == 1 and told in lines[0] and before == files()
