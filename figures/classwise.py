@@ -84,7 +84,7 @@ def _ends(ax: Axes, pool: Sequence[Curvature], base: float, color: str) -> dict:
     sure = [all(record.eigenpairs.verified[end].all() for record in pool) for end in (slice(0, 1), slice(-1, None))]
     ends = [ax.plot([x], [base], marker="|", color=color, markersize=7, markeredgewidth=1.6 if known else 0.6, linestyle="",
                     zorder=5)[0] for x, known in zip((low, high), sure)]
-    ax.annotate(f"{summary.number_text(low)} … {summary.number_text(high)}", (0.01, base + 0.83),
+    ax.annotate(f"{summary.number_text(low)} … {summary.number_text(high)}", (0.01, base + 0.79),
                 xycoords=("axes fraction", "data"), va="center", fontsize=style.SMALL, color="black", zorder=6)
     return {"span": span, "ends": ends}
 

@@ -36,9 +36,9 @@ LADDER = {
     "analysis.tracking": ("checkpoints",),
     "analysis.slices": ("checkpoints.records", "checkpoints.errors"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
-    "figures": ("figures", "analysis.intervals", "analysis.quadrature", "analysis.summary", "analysis.verdict", "analysis.outcomes",
-                "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices", "checkpoints",
-                "landscape.family"),
+    "figures": ("figures", "analysis.intervals", "analysis.quadrature", "analysis.summary", "analysis.verdict",
+                "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices",
+                "checkpoints", "landscape.family"),
     "scripts": PACKAGES,
 }
 OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
