@@ -17,8 +17,8 @@ from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, LOSS, RADII
-from figures import (accuracy, classwise, cost, history, latex, mechanism, overview, quality, robustness, saddle, spectrum,
-                     style, surface, sweep, toy, trajectory)
+from figures import (accuracy, classwise, cost, escape, history, latex, mechanism, overview, quality, robustness, saddle,
+                     spectrum, style, surface, sweep, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -111,6 +111,9 @@ CATALOGUE = {
                              accuracy.stages_table, quantity="test accuracy", command=TRAIN),
     "stages": Entry(accuracy.draw_stages, "accuracy of head and tail over epochs, before and after the switch", "metrics",
                     _LYU + ", overview", accuracy.stages_table, item=6, quantity="test accuracy", command=TRAIN),
+    "escape": Entry(escape.draw_escape, "loss along v_min, both ways, beside its quadratic prediction: where an escape leads",
+                    "escape", "none; its own quantity", escape.escape_table, quantity="loss",
+                    command=_MEASURE.format("escape")),
     "lines": Entry(surface.draw_lines, "loss along lines, with lambda alpha^2 / 2 where lambda is known", "lines",
                    "Li et al. 2018", item=11, quantity="loss", command=SURFACE + " --dims 1"),
     "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes", "Li et al. 2018; Chen et al. 2026, Fig. 2",

@@ -20,7 +20,7 @@ def fake_measurements(opt="sgd", seed=0, epochs=(0, 60), groups=("head", "tail")
     rng = np.random.default_rng([seed, crc32(opt.encode()), 7])
     at_epochs = (alignment, amplification, ablation, similarity, quality)
     found = [make(opt, epoch, groups, rng) for make in at_epochs for epoch in epochs]
-    return found + [robustness(opt, max(epochs), groups, rng), toy(rng), cost(rng)]
+    return found + [robustness(opt, max(epochs), groups, rng), escape(opt, max(epochs), groups, rng), toy(rng), cost(rng)]
 
 
 def tidy(name, epoch, rows, units=(), **about) -> Measurement:
@@ -106,6 +106,26 @@ def robustness(opt, epoch, groups, rng) -> Measurement:
                 rows.append({"group": group, "axis": axis, "setting": name, "value": value, "low": value - 0.02,
                              "high": value + 0.02})
     return tidy("robustness", epoch, rows, {"value": "nats / parameter^2"})
+
+
+def escape(opt, epoch, groups, rng) -> Measurement:
+    """Quartics a^4 - depth a^2 / 2 and 5 a^2 + a^4: lowest at a^2 = depth / 4 and at 0."""
+    side, rows, found = np.geomspace(1e-3, 1.0, 19), [], []
+    alpha = np.unique(np.r_[-side, 0.0, side])
+    for group in groups:
+        depth = (0.4 if group == "head" else 3.0) * REACH[opt] * rng.uniform(0.9, 1.1)
+        for end, curvature in (("lower", -depth), ("upper", 10.0)):
+            loss = 0.5 + curvature * alpha ** 2 / 2 + alpha ** 4
+            place = int(loss.argmin())
+            columns = {"alpha": alpha, "loss": loss, "predicted": 0.5 + curvature * alpha ** 2 / 2,
+                       **{f"loss_{name}": loss if name == group else 0.5 + 0.2 * alpha ** 2 for name in groups}}
+            rows += [{"group": group, "end": end} | dict(zip(columns, values)) for values in zip(*columns.values())]
+            drop = float(0.5 - loss[place])
+            found.append({"group": group, "end": end, "eigenvalue": curvature, "loss": 0.5, "slope": 0.0, "curvature": curvature,
+                          "alpha": float(alpha[place]), "drop": drop, "predicted_drop": float(-curvature * alpha[place] ** 2 / 2),
+                          "changes": {name: -drop if name == group else 0.2 * alpha[place] ** 2 for name in groups},
+                          "bounded": True, "rounding": 1e-8, "trust_radius": {"minus": [0.1, 0.15], "plus": [0.1, None]}})
+    return tidy("escape", epoch, rows, {"alpha": "parameter units"}, escapes=found)
 
 
 def toy(rng) -> Measurement:
