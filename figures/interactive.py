@@ -40,7 +40,7 @@ def document_of(runs: Comparison, name: str) -> dict[str, Any]:
         "planes": [{"opt": opt, "name": style.look(opt).name, "color": style.look(opt).color, "alpha": plane.alpha,
                     "beta": plane.beta, "loss": {group: plane_of(plane, group).T for group in groups}}   # rows of plotly are y
                    for opt, plane in planes.items()],
-        "slices": _slices(runs, planes, groups),
+        "slices": _slices(runs, planes, [group for group in groups if group in FIRST] or groups),
     }
 
 
@@ -56,9 +56,9 @@ def section(runs: Comparison, name: str) -> Markup:
     slices = tag("form", _select("slice", "slice", enumerate(one["label"] for one in document["slices"])), class_="controls",
                  autocomplete="off")
     return joined([
-        controls, tag("div", id="surface", class_="plot tall", role="img", aria_label=_spoken(document)),
+        controls, _place("surface-plot", "plot tall", _spoken(document)),
         tag("p", _caption(document), class_="caption"), slices,
-        tag("div", id="slices", class_="plot", role="img", aria_label="losses of every group along a line"),
+        _place("slices-plot", "plot", "losses of every group along a line"),
         tag("p", "The loss measured of each group; dotted, where known, what slope and curvature at the checkpoint predict. "
                  "A click on a name in the legend hides or shows its line.", class_="caption"),
         tag("script", embedded_json(document), type="application/json", id="landscape"),
@@ -137,12 +137,18 @@ def _select(name: str, label: str, choices: Iterable[tuple[Any, str]]) -> Markup
     return tag("label", f"{label} ", tag("select", *options, name=name))
 
 
+def _place(name: str, look: str, spoken: str) -> Markup:
+    """Return where plotly draws: it fills what it is given, so that the size is that of the element around."""
+    return tag("div", tag("div", id=name, role="img", aria_label=spoken), class_=look)
+
+
 def _spoken(document: dict[str, Any]) -> str:
     return f"the loss of one class group on a plane through the weights after epoch {document['epoch']}, in three dimensions"
 
 
 def _caption(document: dict[str, Any]) -> str:
-    along = " and ".join(dict.fromkeys(document["directions"]))
+    names = list(dict.fromkeys(document["directions"]))
+    along = f"two {names[0]} directions" if len(names) == 1 else " and ".join(names)
     scale = "logarithmic" if document["logarithmic"] else "linear"
     low, high = document["range"]
     return (f"Drag to turn. The plane {document['name']} through the weights after epoch {document['epoch']}, lowest seed of "

@@ -4,7 +4,7 @@
   const holder = document.getElementById("landscape");
   if (!holder) { return; }
   const data = JSON.parse(holder.textContent);
-  const surface = document.getElementById("surface"), slices = document.getElementById("slices");
+  const surface = document.getElementById("surface-plot"), slices = document.getElementById("slices-plot");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const config = {displaylogo: false, responsive: true, scrollZoom: false,
                   modeBarButtonsToRemove: ["orbitRotation", "tableRotation", "resetCameraLastSave3d", "lasso2d", "select2d"]};
@@ -30,16 +30,17 @@
   function layout() {
     const {text} = colors();
     return {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: text, family: "system-ui, sans-serif"},
-            margin: {l: 0, r: 0, t: 10, b: 0}, uirevision: "kept", hoverlabel: {font: {family: "system-ui, sans-serif"}}};
+            margin: {l: 0, r: 0, t: 10, b: 0}, uirevision: "kept", modebar: {bgcolor: "rgba(0,0,0,0)", color: text, activecolor: text},
+            hoverlabel: {font: {family: "system-ui, sans-serif"}}};
   }
 
-  function ticks() {              // of a logarithmic color bar: 1, 2 and 5 of each decade
+  function ticks() {              // of a logarithmic scale: 1, 2 and 5 of each decade
     const [low, high] = data.range, values = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
       for (const digit of [1, 2, 5]) { values.push(digit * 10 ** power); }
     }
     const seen = values.filter((value) => value >= low && value <= high);
-    return {tickvals: seen.map(Math.log10), ticktext: seen.map((value) => String(+value.toPrecision(2)))};
+    return {tickvals: seen, ticktext: seen.map((value) => String(+value.toPrecision(2)))};
   }
 
   function scaled(value) {
@@ -62,15 +63,15 @@
       contours: {z: {show: false}}, lighting: {ambient: 0.75, diffuse: 0.5, specular: 0.05},
       hovertemplate: "α %{x:.3g}<br>β %{y:.3g}<br>loss %{z:.4g} nats<extra></extra>",
       colorbar: Object.assign({title: {text: narrow ? "" : "loss [nats]"}, thickness: narrow ? 8 : 14, len: 0.7, x: 1, outlinewidth: 0},
-                              data.logarithmic ? ticks() : {}),
+                              data.logarithmic ? Object.assign(ticks(), {tickvals: ticks().tickvals.map(Math.log10)}) : {}),
     };
     const mark = {type: "scatter3d", mode: "markers", x: [x], y: [y], z: [z], hoverinfo: "skip", showlegend: false,
                   marker: {size: 5, color: "#D55E00", line: {color: "#ffffff", width: 1}}};
     const bounds = data.range.map((value) => (data.logarithmic ? Math.log10(value) : value));
     const scene = {
       xaxis: Object.assign({title: {text: "α"}}, axis), yaxis: Object.assign({title: {text: "β"}}, axis),
-      zaxis: Object.assign({title: {text: "loss"}, type: data.logarithmic ? "log" : "linear", range: bounds}, axis),
-      aspectmode: "manual", aspectratio: {x: 1, y: 1, z: 0.75}, camera: {eye: {x: 1.35, y: -1.35, z: 0.95}},
+      zaxis: Object.assign({title: {text: "loss"}, type: data.logarithmic ? "log" : "linear", range: bounds}, axis, data.logarithmic ? ticks() : {}),
+      aspectmode: "manual", aspectratio: {x: 1, y: 1, z: 0.75}, camera: {eye: {x: 1.2, y: -1.2, z: 0.85}},
       uirevision: "kept", dragmode: "turntable",
     };
     Plotly.react(surface, [sheet, mark], Object.assign(layout(), {scene}), config);
@@ -89,12 +90,12 @@
                      visible: one.shown ? true : "legendonly"});
       }
     }
-    const low = Math.min(...seen), high = Math.max(...seen), room = 0.05 * (high - low) || 0.1;
+    const low = Math.min(...seen), high = Math.max(...seen), room = 0.05 * (high - low) || 0.1, narrow = slices.clientWidth < 560;
     const axis = {gridcolor: line, zerolinecolor: line, automargin: true};
     Plotly.react(slices, traces, Object.assign(layout(), {
       xaxis: Object.assign({title: {text: plain(`${slice.axis} [${slice.units}]`)}}, axis),
       yaxis: Object.assign({title: {text: "loss [nats]"}, range: [low - room, high + room]}, axis),
-      legend: {orientation: "h", yanchor: "top", y: -0.22, x: 0}, margin: {l: 8, r: 8, t: 10, b: 8}, uirevision: slice.label,
+      legend: {orientation: "h", yanchor: "top", y: narrow ? -0.28 : -0.2, x: 0}, margin: {l: 8, r: 8, t: 10, b: 8}, uirevision: slice.label,
     }), config);
   }
 

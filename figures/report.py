@@ -6,8 +6,10 @@ the browser refuse any request. Every name that it prints is escaped.
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
+
+from PIL import Image
 
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
@@ -59,42 +61,41 @@ def page_of(runs: Comparison, options: Options = Options(), *, title: str = TITL
     nothing that can be shown.
     """
     refused: dict[str, str] = {}
-    made = [_verdicts(runs, options, refused), _figures(runs, options, figures, refused, told),
-            _surface(runs, options, still, refused, told)]
-    made = [part for part in made if part is not None]
-    if not made:
-        raise RecordError(f"nothing can be shown of these runs: {next(iter(refused.values()))}")
-    found = cautions(runs, options.groups)
-    told("origin")
-    parts = [*made, _guide(), _origin(runs, options, command)]
-    links = tag("nav", *(tag("a", part.title, href=f"#{part.name}") for part in parts), aria_label="parts")
-    opening = [tag("h1", title), tag("p", QUESTION, class_="question"), _answer(runs, options),
-               tag("p", _about(runs), class_="facts"), _warned(found), links, _left_out(refused)]
-    body = [tag("section", tag("h2", part.title), part.content, id=part.name) for part in parts]
-    programs = interactive.programs() if any('id="landscape"' in part.content for part in made) else None
-    return Page(_document(title, joined([*opening, *body]), programs), tuple(found), refused)
-
-
-def _verdicts(runs: Comparison, options: Options, refused: dict[str, str]) -> Part | None:
+    turning = None if still else _tried("interactive surface", lambda: _interactive(runs, options), refused, told)
+    programs = None if turning is None else interactive.programs()      # before the pictures: plotly may be absent
     found = _judged(runs, options, refused)
-    if found is None:
-        return None
-    epoch = next(iter(found.values()))[0][1].epoch
-    spread = f", mean ± {100 * options.level:g} % t interval over seeds" if runs.num_seeds > 1 else ""
-    note = joined([verdicts.LAMBDA_MIN, f" is the most negative curvature found, in nats / parameter²{spread}. Its sign is "
-                   "verified by one more product, in float64. |∇L| is the norm of the gradient: above ", verdicts.EPS_G,
-                   " the point is no saddle but a slope. Weight decay is no part of this loss."])
-    return Part("verdicts", f"Verdicts after epoch {epoch}",
-                joined([verdicts.pooled_table(found, options), tag("p", note, class_="caption"), verdicts.detailed_table(found)]))
+    shown = [_verdicts(runs, found, options), _figures(runs, options, figures, refused, told),
+             _surface(runs, options, turning, refused, told)]
+    if not any(shown):
+        raise RecordError(f"nothing can be shown of these runs: {next(iter(refused.values()))}")
+    warned = cautions(runs, options.groups)
+    parts = [part for part in (*shown, _guide(), _origin(runs, found, command)) if part is not None]
+    links = tag("nav", *(tag("a", part.title, href=f"#{part.name}") for part in parts), aria_label="parts")
+    opening = [tag("h1", title), tag("p", QUESTION, class_="question"), _answer(found),
+               tag("p", _about(runs), class_="facts"), _warned(warned), links, _left_out(refused)]
+    body = [tag("section", tag("h2", part.title), part.content, id=part.name) for part in parts]
+    return Page(_document(title, joined([*opening, *body]), programs), tuple(warned), refused)
 
 
-def _judged(runs: Comparison, options: Options, refused: dict[str, str]) -> verdicts.Judged | None:
+def _judged(runs: Comparison, options: Options, refused: dict[str, str]) -> verdicts.Judged:
+    """Return the verdicts; nothing, and the reason in `refused`, where spectra are missing."""
     try:
         groups = runs.present(options.groups)
         return verdicts.judged(runs, groups, runs.epoch(groups, options.epoch))
     except RecordError as error:
         refused["verdicts"] = str(error)
+        return {}
+
+
+def _verdicts(runs: Comparison, found: verdicts.Judged, options: Options) -> Part | None:
+    if not found:
         return None
+    spread = f", mean ± {100 * options.level:g} % t interval over seeds" if runs.num_seeds > 1 else ""
+    note = joined([verdicts.LAMBDA_MIN, f" is the most negative curvature found, in nats / parameter²{spread}. Its sign is "
+                   "verified by one more product, in float64. |∇L| is the norm of the gradient: above ", verdicts.EPS_G,
+                   " the point is no saddle but a slope. Weight decay is no part of this loss."])
+    return Part("verdicts", f"Verdicts after epoch {verdicts.epoch_of(found)}",
+                joined([verdicts.pooled_table(found, options), tag("p", note, class_="caption"), verdicts.detailed_table(found)]))
 
 
 def _figures(runs: Comparison, options: Options, more: Sequence[str], refused: dict[str, str], told: Told) -> Part | None:
@@ -105,8 +106,7 @@ def _figures(runs: Comparison, options: Options, more: Sequence[str], refused: d
     return Part("figures", "Accuracy and spectra", joined(shown)) if shown else None
 
 
-def _surface(runs: Comparison, options: Options, still: bool, refused: dict[str, str], told: Told) -> Part | None:
-    turning = None if still else _tried("interactive surface", lambda: _interactive(runs, options), refused, told)
+def _surface(runs: Comparison, options: Options, turning: Markup | None, refused: dict[str, str], told: Told) -> Part | None:
     shown = [_tried(name, lambda: _picture(name, runs, options), refused, told) for name in STILL]
     shown = [one for one in (turning, *shown) if one is not None]
     return Part("surface", "The loss around the weights", joined(shown)) if shown else None
@@ -130,16 +130,22 @@ def _picture(name: str, runs: Comparison, options: Options) -> Markup:
     entry = catalogue.entry(name)
     drawn = {width: embedded(_png(name, runs, options, width)) for width in DPI}
     picture = tag("picture", tag("source", media=NARROW, srcset=drawn["one"]), tag("img", src=drawn["two"], alt=entry.shows))
-    caption = f"{entry.shows[0].upper()}{entry.shows[1:]}. A figure like it: {entry.source}. Drawn by: landscape figures {name}"
-    return tag("figure", picture, tag("figcaption", caption), id=f"figure-{name}")
+    caption = [f"{_capital(entry.shows)}. A figure like it: {entry.source}. Drawn by ", tag("code", f"landscape figures {name}")]
+    return tag("figure", picture, tag("figcaption", *caption), id=f"figure-{name}")
 
 
 def _png(name: str, runs: Comparison, options: Options, width: str) -> bytes:
-    buffer, chosen = io.BytesIO(), Options(**{**vars(options), "width": width})
+    drawn, small, chosen = io.BytesIO(), io.BytesIO(), replace(options, width=width)
     with style.context(chosen.rc, width):
         figure = catalogue.entry(name).draw(runs, chosen)
-        figure.savefig(buffer, format="png", dpi=DPI[width], metadata=style.METADATA["png"])
-    return buffer.getvalue()
+        figure.savefig(drawn, format="png", dpi=DPI[width], metadata=style.METADATA["png"])
+    # 256 colors are enough for what is drawn here, and a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _printed(name: str, runs: Comparison, options: Options) -> Markup:
@@ -148,14 +154,11 @@ def _printed(name: str, runs: Comparison, options: Options) -> Markup:
     rows = [[joined([tag("span", class_="key", style=f"background:{color}"), text]), *(tag("span", cell) for cell in cells)]
             for (text, color), cells in zip(printed.names, printed.cells)]
     return joined([table(["", *map(from_math, printed.heads)], rows, gaps=printed.gaps),
-                   tag("p", from_math(printed.caption), class_="caption")])
+                   tag("p", from_math(_capital(printed.caption)), class_="caption")])
 
 
-def _answer(runs: Comparison, options: Options) -> Markup | None:
-    found = _judged(runs, options, {})
-    if found is None:
-        return None
-    return tag("div", *(tag("p", sentence) for sentence in verdicts.sentences(found)), class_="answer")
+def _answer(found: verdicts.Judged) -> Markup | None:
+    return tag("div", *(tag("p", sentence) for sentence in verdicts.sentences(found)), class_="answer") if found else None
 
 
 def _about(runs: Comparison) -> str:
@@ -191,9 +194,10 @@ def _left_out(refused: dict[str, str]) -> Markup | None:
 
 def _guide() -> Part:
     rows = [[from_code(row.name), from_code(row.meaning), from_code(row.uncertainty)] for row in QUANTITIES]
-    advice = ("Believe a negative λ_min whose sign is verified: it proves that much negative curvature, converged or not. Do not "
-              "read its absence as proof of a minimum. Compare two numbers only by intervals of the same kind, and two "
-              "optimizers only by intervals over seeds. Look at |∇L| before calling anything a saddle.")
+    advice = joined([
+        "Believe a negative ", verdicts.LAMBDA_MIN, " whose sign is verified: it proves that much negative curvature, converged "
+        "or not. Do not read its absence as proof of a minimum. Compare two numbers only by intervals of the same kind, and two "
+        "optimizers only by intervals over seeds. Look at |∇L| before calling anything a saddle."])
     words = [joined([tag("dt", word), tag("dd", meaning)]) for word, meaning in WORDS.items()]
     return Part("guide", "Which number to trust", joined([
         tag("p", advice), table(["name", "what it is", "its uncertainty"], rows, class_="prose"),
@@ -212,9 +216,8 @@ def _stressed(text: str) -> Markup:
     return joined(tag("em", piece) if number % 2 else piece for number, piece in enumerate(pieces))
 
 
-def _origin(runs: Comparison, options: Options, command: Sequence[str]) -> Part:
-    found = _judged(runs, options, {})
-    epoch = next(iter(found.values()))[0][1].epoch if found else None
+def _origin(runs: Comparison, found: verdicts.Judged, command: Sequence[str]) -> Part:
+    epoch = verdicts.epoch_of(found) if found else None
     lines = origin.commands(runs, command)
     told = "These commands made the runs and records, in the order of their making; the last makes this page."
     again = [tag("h3", "Make it again"), tag("p", told), tag("pre", "\n".join(lines))] if lines else []

@@ -28,7 +28,12 @@ def judged(runs: Comparison, groups: Sequence[str], epoch: int) -> Judged:
             for group in groups for opt, members in runs.members.items()}
 
 
-def sentences(found: Judged) -> list[str]:
+def epoch_of(found: Judged) -> int:
+    """Return the epoch of verdicts, which is one for all."""
+    return next(iter(found.values()))[0][1].epoch
+
+
+def sentences(found: Judged) -> list[Markup]:
     """Return one sentence a group: how many runs got which verdict, and how deep lambda_min reaches."""
     lines = []
     for group in dict.fromkeys(group for group, _ in found):
@@ -37,7 +42,7 @@ def sentences(found: Judged) -> list[str]:
         words = ", ".join(f"{kind} in {number} of {len(everyone)} runs" for kind, number in counts.most_common())
         depths = {opt: summary.pooled([record for _, record, _ in row], "lambda_min").value
                   for (name, opt), row in found.items() if name == group}
-        lines.append(f"{style.group_name(group).capitalize()}: {words}; λ_min {_range(depths)}.")
+        lines.append(joined([f"{style.group_name(group).capitalize()}: {words}; ", LAMBDA_MIN, f" {_range(depths)}."]))
     return lines
 
 
@@ -61,7 +66,7 @@ def detailed_table(found: Judged) -> Markup:
     """Return one row a run and group: lambda_min with its residual, what may have been missed, and the evidence in words."""
     rows = [[f"{name_of(member)}, {style.group_name(group)}", _cell(_with_residual(record)),
              _cell("yes" if verdict.verified_min else "no"), _cell(summary.number_text(record.gradient_norm)),
-             _cell(_missed(verdict)), tag("span", verdict.sentence)]
+             _cell(_missed(verdict)), tag("span", verdict.sentence, class_="long")]
             for (group, _), row in found.items() for member, record, verdict in row]
     heads = ["run, group", joined([LAMBDA_MIN, " ± residual"]), "sign verified", "|∇L|", "nothing below, but with probability",
              "verdict and evidence"]
