@@ -15,7 +15,7 @@ from figures import measured, style
 from figures.options import Options
 from figures.tables import Printed
 
-HEADS = ("forwards", "backwards", "ms a step", "SGD steps")
+HEADS = ("passes", "ms a step", "SGD steps")
 
 
 def cost_table(runs: Comparison, options: Options) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def print_cost_table(runs: Comparison, options: Options) -> Printed:
     record = measured.any_record(runs, "cost")
     rows = frame(record).to_dict("records")
     return Printed(heads=HEADS, names=tuple(_name(row) for row in rows), cells=tuple(_cells(row) for row in rows),
-                   caption=f"cost of a training step{_words(record)}")
+                   caption=f"cost of a training step, passes: forwards / backwards of the network{_words(record)}")
 
 
 def _name(row: dict) -> tuple[str, str]:
@@ -38,7 +38,7 @@ def _name(row: dict) -> tuple[str, str]:
 
 def _cells(row: dict) -> tuple[str, ...]:
     milliseconds = interval_text(*(1e3 * row.get(key, np.nan) for key in ("value", "low", "high")))
-    return (f"{row['forwards']:g}", f"{row['backwards']:g}", milliseconds, number_text(row.get("ratio", np.nan), 2))
+    return f"{row['forwards']:g} / {row['backwards']:g}", milliseconds, number_text(row.get("ratio", np.nan), 2)
 
 
 def _words(record: Measurement) -> str:

@@ -79,13 +79,14 @@ def chosen_groups(table: pd.DataFrame, groups: Sequence[str]) -> list[str]:
 
 
 def interval_words(runs: Comparison, measurement: Measurement, level: float = 0.95) -> str:
-    """Return what the bars and bands of a figure are, in words."""
+    """Return what the bars and bands of a figure are, in words that follow those on the runs; none where there are no bars."""
     if runs.num_seeds > 1:
-        return f"mean and {100 * level:g} % t interval over {runs.num_seeds} seeds"
+        return f"; mean and {100 * level:g} % t interval over seeds"
     about = measurement.about
-    own = about.get("level", level)
     over = about.get("interval", about.get("kind", ""))
-    return f"one seed, {100 * own:g} % interval over {over}" if over else "one seed"
+    if over:
+        return f"; {100 * about.get('level', level):g} % interval over {over}"
+    return f"; bars: {about['bars']}" if "bars" in about else ""
 
 
 def _estimate(part: pd.DataFrame, column: str, level: float) -> dict[str, float]:

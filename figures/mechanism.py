@@ -29,6 +29,7 @@ from figures.panels import group_names, optimizer_names, panels
 
 FOLLOWS = {"sam": "all", "imbsam": "tail", "ssesam_head": "head", "ssesam_tail": "tail"}   # the gradient that eps climbs
 WIDE = {"imbsam": 2.4}    # points: a line that another covers is seen beneath it
+TOLERANCE = 0.1          # of a predicted amplification that an eigenvector's residual may make up
 NULL_LINE = (0, (5, 2))
 REGIONS = ((0.0, 1.0, "o", r"$\rho'|\lambda|$ below 1: shrinks"),
            (1.0, 2.0, "^", r"1 to 2: shrinks, flips sign"),
@@ -62,7 +63,7 @@ def draw_alignment(runs: Comparison, options: Options) -> Figure:
     made.label_y(r"$|\langle v, \epsilon \rangle| \,/\, \Vert \epsilon \Vert$")
     used = [name for name in FOLLOWS if (table["perturbation"] == name).any()]
     style.shared_legend(made.figure, _alignment_handles(used, table) + style.switch_handles(runs),
-                        f"{style.describe(runs)}; {measured.interval_words(runs, first, options.level)}{_size(first)}", columns=4)
+                        f"{style.describe(runs)}{measured.interval_words(runs, first, options.level)}{_size(first)}", columns=4)
     return made.figure
 
 
@@ -102,11 +103,15 @@ def perturbation_name(name: str) -> str:
 
 
 def amplification_table(runs: Comparison, options: Options) -> pd.DataFrame:
-    """Return every point: opt, seed, epoch, group, perturbation, pair, predicted, measured, region, reliable."""
+    """Return every point: opt, seed, epoch, group, perturbation, pair, predicted, measured, region, reliable.
+
+    Not reliable is a point whose component is within rounding, or whose eigenvector was not found well enough to predict it.
+    """
     table = measured.rows(runs, "amplification", None if options.epoch is None else [options.epoch])
     strength = table["effective_rho"] * table["eigenvalue"].abs()
     words = [next(text for low, high, _, text in REGIONS if low <= value < high) for value in strength.fillna(0.0)]
-    return table.assign(strength=strength, region=words)
+    sure = (table["reliable"] > 0) & (table.get("predicted_error", 0.0) <= TOLERANCE * table["predicted"].abs().clip(lower=1.0))
+    return table.assign(strength=strength, region=[text.partition(": ")[2] for text in words], reliable=sure.astype(float))
 
 
 def draw_amplification(runs: Comparison, options: Options) -> Figure:
@@ -124,7 +129,8 @@ def draw_amplification(runs: Comparison, options: Options) -> Figure:
     epochs = ", ".join(str(epoch) for epoch in dict.fromkeys(table["epoch"]))
     text = (r"amplification of $\langle v, \nabla L \rangle$ by $\epsilon$, predicted $1 + \lambda \langle v, \epsilon \rangle / "
             r"\langle v, \nabla L \rangle$, $\rho' = \rho / \Vert \nabla L \Vert$; "
-            f"{style.describe(runs)}, epochs {epochs}, every seed a point")
+            f"{style.describe(runs)}, epochs {epochs}, every seed a point; unreliable: component within rounding or eigenvector "
+            "not quite found")
     style.shared_legend(made.figure, _amplification_handles(used), text, columns=4)
     return made.figure
 
@@ -133,7 +139,8 @@ def plot_amplification(ax: Axes, table: pd.DataFrame) -> dict:
     """Draw measured against predicted on axes that are linear within one and logarithmic beyond; return the artists.
 
     Columns perturbation, predicted, measured, strength, reliable. The shape of a marker is its region of rho'|lambda|; those
-    not reliable (the component is within rounding) are hollow. The ground where the factor shrinks is gray.
+    not reliable are hollow. Crosses are amplifications by an infinitesimal ascent, column tangent: they tell a wrong prediction
+    from a radius beyond the law. The ground where the factor shrinks is gray.
     """
     for axis in (ax.set_xscale, ax.set_yscale):
         axis("asinh", linear_width=1.0)
@@ -142,6 +149,9 @@ def plot_amplification(ax: Axes, table: pd.DataFrame) -> dict:
     points = []
     for name, part in table.groupby("perturbation", sort=False):
         color = perturbation_look(name)["color"]
+        if "tangent" in part:
+            ax.plot(part["predicted"], part["tangent"], linestyle="", marker="x", markersize=3, color=color, markeredgewidth=0.6,
+                    zorder=2)
         for low, high, marker, _ in REGIONS:
             inside = part[(part["strength"].fillna(0.0) >= low) & (part["strength"].fillna(0.0) < high)]
             for sure, rows in inside.groupby(inside["reliable"] > 0):
@@ -173,7 +183,7 @@ def draw_ablation(runs: Comparison, options: Options) -> Figure:
     made.name({}, optimizer_names(runs.optimizers))
     made.label_y({quantity: ABLATED[quantity] for quantity in quantities})
     text = (f"group gradient $g_g$ in full, projected on the global gradient, and with it removed; {style.describe(runs)}, "
-            f"epoch {first.epoch}, {measured.interval_words(runs, first, options.level)}{_degenerate(first)}")
+            f"epoch {first.epoch}{measured.interval_words(runs, first, options.level)}{_degenerate(first)}")
     style.shared_legend(made.figure, bar_handles(groups), text)
     return made.figure
 
@@ -199,7 +209,7 @@ def draw_similarity(runs: Comparison, options: Options) -> Figure:
     made.label_x("epoch")
     made.label_y(r"mean $\cos(\nabla L_g, \nabla L_B)$")
     style.shared_legend(made.figure, bar_handles(groups),
-                        f"{style.describe(runs)}; {measured.interval_words(runs, first, options.level)}")
+                        f"{style.describe(runs)}{measured.interval_words(runs, first, options.level)}")
     return made.figure
 
 
@@ -212,7 +222,7 @@ def _diagonal(ax: Axes) -> Line2D:
 
 def _limit_alike(axes: Sequence[Axes], table: pd.DataFrame) -> None:
     """Give both axes of all panels one range, wide enough for every finite point; ticks are signed powers of ten."""
-    values = table[["predicted", "measured"]].to_numpy().ravel()
+    values = table[[name for name in ("predicted", "measured") if name in table]].to_numpy().ravel()
     values = values[np.isfinite(values)]
     if not values.size:
         raise RecordError("no amplification is finite: there is nothing to draw")
@@ -247,7 +257,8 @@ def _alignment_handles(names: Sequence[str], table: pd.DataFrame) -> list[Line2D
 def _amplification_handles(names: Sequence[str]) -> list:
     opts = dict.fromkeys(name.partition("_")[0] for name in names)
     handles = [Line2D([], [], color=style.look(opt).color, linestyle="", marker="o", label=style.look(opt).name) for opt in opts]
-    handles += [Line2D([], [], color=style.MUTED, linestyle="", marker="o", markerfacecolor="white", label="within rounding"),
+    handles += [Line2D([], [], color=style.MUTED, linestyle="", marker="o", markerfacecolor="white", label="unreliable"),
+                Line2D([], [], color=style.MUTED, linestyle="", marker="x", markersize=3.5, label=r"$\rho \to 0$"),
                 Patch(color="#EEEEEE", label="|predicted| < 1")]
     handles += [Line2D([], [], color=style.MUTED, linestyle="", marker=marker, label=text) for _, _, marker, text in REGIONS]
     return [*handles, Line2D([], [], color="black", linewidth=0.7, label="measured = predicted")]

@@ -27,5 +27,4 @@ def draw_quality(runs: Comparison, options: Options) -> Figure:
     table = table[table["group"].isin(measured.chosen_groups(table, options.groups))].rename(columns={"measure": "row"})
     first = next(iter(measured.records(runs, "quality").values()))
     labels = {name: LABELS.get(name, name) for name in dict.fromkeys(table["row"])}
-    note = f"; {measured.interval_words(runs, first, options.level)}"
-    return draw_over_epochs(runs, table, labels, note).figure
+    return draw_over_epochs(runs, table, labels, measured.interval_words(runs, first, options.level)).figure

@@ -40,7 +40,7 @@ def draw_robustness(runs: Comparison, options: Options) -> Figure:
     made.name({}, group_names(groups))
     style.shared_legend(made.figure, optimizer_handles(runs.optimizers),
                         rf"$\lambda_{{\min}}$ in nats / parameter$^2$, one choice changed at a time, lines: reference; "
-                        f"{style.describe(runs)}, epoch {epoch}, {measured.interval_words(runs, first, options.level)}")
+                        f"{style.describe(runs)}, epoch {epoch}{measured.interval_words(runs, first, options.level)}")
     return made.figure
 
 
@@ -78,4 +78,5 @@ def lane_name(axis: str, setting: str) -> str:
     >>> lane_name("probes", "5"), lane_name("reference", "reference")
     ('probes 5', 'reference')
     """
+    axis, setting = ("BatchNorm" if word == "batchnorm" else word for word in (axis, setting))
     return setting if axis == setting or axis in setting else f"{axis} {setting}"

@@ -37,6 +37,7 @@ LAMBDA_LABEL = r"eigenvalue $\lambda$ [nats / parameter$^2$]"
 NEGATIVE = "#F6E3E3"   # background of negative curvature
 MUTED = "#666666"
 SWITCH_LINE = (0, (1, 1.2))
+FINE = 8
 HANDLE, SPACING = 2.4, 1.6   # of legends: length of a line, and room between columns, in units of the font size
 
 
@@ -250,8 +251,8 @@ def size(key: str) -> float:
 
 def text_width(figure: FigureBase, text: str, points: float = SMALL, weight: str = "normal") -> float:
     """Return the width in pixels of a text of so many points."""
-    properties = FontProperties(size=points, weight=weight)
-    return figure.canvas.get_renderer().get_text_width_height_descent(text, properties, ismath="$" in text)[0]
+    properties = FontProperties(size=points * FINE, weight=weight)    # so large that no glyph is rounded to pixels
+    return 1.02 * figure.canvas.get_renderer().get_text_width_height_descent(text, properties, ismath="$" in text)[0] / FINE
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), dpi: int = 200) -> list[Path]:

@@ -14,7 +14,7 @@ from checkpoints.comparison import Comparison
 from figures import style
 from figures.options import Options
 
-LINE, HEAD, PAD = 0.24, 0.30, 0.14   # inches: a row, the row of heads, room beside a cell
+LINE, HEAD, PAD = 0.24, 0.30, 0.11   # inches: a row, the row of heads, room beside a cell
 CELL = 7.5                           # points
 
 

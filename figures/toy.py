@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from checkpoints.comparison import Comparison
 from checkpoints.frames import frame
@@ -42,6 +43,7 @@ def draw_toy(runs: Comparison, options: Options) -> Figure:
         made["", toy].set_yscale("log")
         if finite.size:
             made["", toy].set_ylim(0.6 * finite.min(), 3.0 * finite.max())
+        made["", toy].yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}", minor_locator=NullLocator())
         plot_escape(made["", toy], table[table["toy"] == toy])
     made.name({}, {toy: TITLES.get(toy, toy.replace("_", " ")) for toy in toys})
     made.label_x(r"radius $\rho$")

@@ -35,8 +35,8 @@ def test_one_seed_shows_the_records_own_interval_and_says_so():
     row = measured.pooled(measured.rows(runs, "quality"), ["group", "epoch"]).iloc[0]
     assert (row["value"], row["low"], row["high"]) == (1.0, 0.0, 2.0)
     record = runs.everyone[0].measurement("quality", 60)
-    assert measured.interval_words(runs, record, 0.95) == "one seed, 95 % interval over images"
-    assert "over 2 seeds" in measured.interval_words(compare([run_of(0), run_of(1)]), record)
+    assert measured.interval_words(runs, record, 0.95) == "; 95 % interval over images"
+    assert "t interval over seeds" in measured.interval_words(compare([run_of(0), run_of(1)]), record)
 
 
 def test_draws_are_averaged_before_seeds():

@@ -64,5 +64,5 @@ def test_the_cost_of_a_step_is_the_records():
          "ratio": 4.0}], batch_size=128))
     printed = cost.print_cost_table(compare([run]), Options())
     assert [name for name, _ in printed.names] == ["SGD", "SSE-SAM, stage I"]
-    assert printed.cells == (("1", "1", "12.3 ± 0.3", "1.00"), ("3", "4", "50.0", "4.00"))
+    assert printed.cells == (("1 / 1", "12.3 ± 0.3", "1.00"), ("3 / 4", "50.0", "4.00"))
     assert "batch size 128" in printed.caption
