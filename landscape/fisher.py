@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 
 from landscape.batchnorm import evaluation_mode
@@ -31,32 +32,45 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def diagonal_fisher(model: nn.Module, batches: Batches, names: Sequence[str],
                     loss: Loss = negative_log_likelihood) -> Tensor:
-    """Return the diagonal (d,), float64, in the order of the parameters' `names`. Model and mode are left as they were."""
+    """Return the diagonal (d,), float64, in the order of the parameters' `names`. Model and mode are left as they were.
+
+    A network that vmap does not serve, a recurrent one for instance, is differentiated one sample after the other.
+    """
     chosen, held = _split(model, names)
-    size = sum(p.numel() for p in chosen.values())
+    at_once = max(NUMBERS // sum(p.numel() for p in chosen.values()), 1)
 
     def of_sample(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return loss(functional_call(model, {**held, **parameters}, (image[None],)), label[None])[0]
 
-    slopes = vmap(grad(of_sample), (None, 0, 0), chunk_size=max(NUMBERS // size, 1))
+    slopes = vmap(grad(of_sample), (None, 0, 0))
     total, count = 0.0, 0
-    with evaluation_mode(model):
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH):      # the others have no rule for vmap
         for images, labels in batches:
-            for part in range(0, len(labels), max(NUMBERS // size, 1)):
-                piece = slice(part, part + max(NUMBERS // size, 1))
-                squares = [g.double().square().sum(0) for g in slopes(chosen, images[piece], labels[piece]).values()]
-                total, count = total + flatten(squares), count + len(labels[piece])
+            for piece in zip(images.split(at_once), labels.split(at_once)):
+                try:
+                    squares = [g.double().square().sum(0) for g in slopes(chosen, *piece).values()]
+                except (RuntimeError, NotImplementedError):
+                    squares = _one_by_one(model, names, *piece, loss)
+                total, count = total + flatten(squares), count + len(piece[1])
     return total / _counted(count)
+
+
+@torch.enable_grad()
+def _one_by_one(model: nn.Module, names: Sequence[str], images: Tensor, labels: Tensor, loss: Loss) -> list[Tensor]:
+    parameters = [model.get_parameter(name) for name in names]
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    for image, label in zip(images, labels):
+        slopes = torch.autograd.grad(loss(model(image[None]), label[None])[0], parameters, materialize_grads=True)
+        total = [t + slope.double().square() for t, slope in zip(total, slopes)]
+    return total
 
 
 def squared_batch_gradients(model: nn.Module, batches: Batches, names: Sequence[str],
                             loss: Loss = negative_log_likelihood) -> Tensor:
     """Return what the GKP-GSA release has in the place of F: squares of batch-mean gradients, summed, over all samples."""
-    chosen = list(_split(model, names)[0].values())
+    chosen = [model.get_parameter(name) for name in _split(model, names)[0]]
     total, count = 0.0, 0
     with evaluation_mode(model), torch.enable_grad():
-        parameters = dict(model.named_parameters())
-        chosen = [parameters[name] for name in names]
         for images, labels in batches:
             slopes = torch.autograd.grad(loss(model(images), labels).mean(), chosen, materialize_grads=True)
             total, count = total + flatten(slope.double().square() for slope in slopes), count + len(labels)

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from landscape.data.dataset import LongTailData, Split
 from landscape.errors import InputError
 from landscape.fisher import diagonal_fisher, squared_batch_gradients
 from landscape.memory import ClassMemory, class_statistics, feature_quality
-from landscape.parameters import flatten
+from landscape.parameters import flatten, trainable
 from landscape.preservation import Preservation, PreservationRule
 
 COUNTS = [12, 9, 5, 4]
@@ -136,11 +137,11 @@ def test_without_a_memory_groups_are_runs_of_classes_by_size():
 
 def loop(model, images, labels, names):
     """The diagonal Fisher information, one backward a sample."""
-    parameters, total = [model.get_parameter(name) for name in names], 0.0
+    parameters, total = [trainable(model)[name] for name in names], 0.0
     model.eval()
     for image, label in zip(images, labels):
         loss = cross_entropy(model(image[None]), label[None])
-        total = total + flatten(torch.autograd.grad(loss, parameters)).square()
+        total = total + flatten(torch.autograd.grad(loss, parameters, materialize_grads=True)).square()
     return total / len(labels)
 
 
@@ -150,6 +151,15 @@ def test_the_fisher_information_is_that_of_a_loop_over_samples(data):
     found = diagonal_fisher(model, [(images[:20], labels[:20]), (images[20:], labels[20:])], names)
     assert model.training and all(p.grad is None for p in model.parameters())
     torch.testing.assert_close(found, loop(model, images, labels, names), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore")       # torch's own of what it does with unusual networks
+@pytest.mark.parametrize("kind", networks.EXACT)
+def test_any_network_is_served(kind):
+    model, (images, labels) = networks.make(kind), networks.images(5)
+    names = list(trainable(model))
+    found = diagonal_fisher(model, [(images, labels)], names)
+    torch.testing.assert_close(found, loop(model, images, labels, names), rtol=1e-9, atol=1e-14)
 
 
 def test_the_released_squares_are_of_batch_means_and_smaller(data):
