@@ -83,7 +83,8 @@ def train(config: TrainConfig, *, data: LongTailData | None = None, model: nn.Mo
     step. After each step `stop` is asked, too: once it answers True, the recorder is given a point in the middle of the
     epoch, from which another call ends in the same bits, and this one returns. A row holds epoch (the number of epochs
     done), lr, train_loss (mean over the epoch, at the parameters before each step), head_rho, tail_rho and seconds, on
-    evaluated epochs what `evaluate` returns, and skipped_images, the number so far, where broken images were left out.
+    evaluated epochs what `evaluate` returns, what the optimizer reports (alpha, gkp_penalty), and skipped_images, the number
+    so far, where broken images were left out.
     Raises DivergedError, naming epoch and step, where the training loss stops being finite; nothing is recorded of that
     epoch.
 
