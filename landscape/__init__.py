@@ -6,10 +6,17 @@ Public names are resolved on first use, so that `import landscape` does not load
 from importlib import import_module
 
 _HOME = {
+    "ASAM": "optimizers",
+    "CCSAM": "cc_sam",
     "ClassGroups": "groups",
+    "FocalSAM": "focal_sam",
+    "FriendlySAM": "optimizers",
+    "GKPGSA": "gkp_gsa",
     "GroupSAM": "optimizers",
     "ImbSAM": "optimizers",
     "InputError": "errors",
+    "LPFSGD": "escape",
+    "PGD": "escape",
     "SAM": "optimizers",
     "SSESAM": "optimizers",
     "TrainConfig": "training",

@@ -89,6 +89,9 @@ def build_optimizer(config, model: nn.Module, processes: Processes = Processes()
     optimizer = constructor(base, model, **{name: value for name, value in offered.items() if name in wanted})
     if not isinstance(optimizer, GroupSAM):
         raise InputError(f"opt={config.opt!r} built a {type(optimizer).__name__}: expected a GroupSAM or a class made from it")
+    if config.compile and not optimizer.compiles:
+        raise InputError(f"opt={config.opt} with these options watches layers of the network, which a compiled one hides: leave "
+                         "compile out")
     return optimizer
 
 

@@ -39,8 +39,8 @@ from landscape.scaling import checked_counts, class_radius
 PERTURB = ("classifier", "network")
 
 
-def cc_sam(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], *, perturb: str = "classifier",
-           radius_scale: float = 0.01, flat_ratio: float = 1.0, weighting: str = "batch", **options) -> "CCSAM":
+def CCSAM(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], *, perturb: str = "classifier",
+          radius_scale: float = 0.01, flat_ratio: float = 1.0, weighting: str = "batch", **options) -> "ClassConditionalSAM":
     """Build CC-SAM. Its closure returns losses and {"labels": classes (B,)}; `class_counts` (C,) are training images a class.
 
     `radius_scale` is Z >= 0, `flat_ratio` r in [0, 1]. r = 0 or Z = 0 is SGD. `weighting` does not enter. A class of a
@@ -50,7 +50,7 @@ def cc_sam(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], 
     return form(optimizer, model, class_counts, radius_scale, flat_ratio, **options)
 
 
-class CCSAM(GroupSAM):
+class ClassConditionalSAM(GroupSAM):
     """What both ways share: the classes' sizes, the radius, and the mixture with the gradient in place."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], radius_scale: float,
@@ -65,7 +65,7 @@ class CCSAM(GroupSAM):
         self.images = counts.to(self.trained()[0].device)       # (C,) training images a class
 
 
-class NetworkCCSAM(CCSAM):
+class NetworkCCSAM(ClassConditionalSAM):
     """CC-SAM over all parameters: GroupSAM with a group a class and radii that the gradients decide."""
 
     def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, **options):
@@ -120,8 +120,10 @@ class Outputs:
     factors: Tensor | None = None   # (B,) ||eps_c|| / ||grad l_c|| of the sample's class
 
 
-class ClassifierCCSAM(CCSAM):
+class ClassifierCCSAM(ClassConditionalSAM):
     """CC-SAM over the last linear layer."""
+
+    compiles = False    # the classifier is watched by a hook, which a compiled network does not call
 
     def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, **options):
         super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, {"all": 0.0}, **options)
@@ -154,6 +156,7 @@ class ClassifierCCSAM(CCSAM):
                 own, masks = read_answer(closure())
                 whole = own.sum()
                 term = whole / len(own) if scaler is None else scaler.scale(whole / len(own))
+            self._check_seen(outputs, len(labels) + 1, len(own))
             slopes += torch.autograd.grad(whole, outputs.logits[-1], retain_graph=self.flat_ratio < 1)
             if self.flat_ratio < 1:
                 found = torch.autograd.grad(term, parameters, allow_unused=True)
@@ -162,6 +165,13 @@ class ClassifierCCSAM(CCSAM):
             losses.append(own.detach())
         self._set_ascent(outputs, torch.cat(slopes), torch.cat(labels))
         return torch.cat(losses).mean(), mean.gradient
+
+    def _check_seen(self, outputs: Outputs, closures: int, size: int) -> None:
+        if len(outputs.logits) != closures or outputs.logits[-1].ndim != 2 or len(outputs.logits[-1]) != size:
+            found = ", ".join(str(tuple(z.shape)) for z in outputs.logits[closures - 1:]) or "none"
+            raise InputError(f"CC-SAM with perturb=classifier saw outputs of the classifier of shape {found} in a closure: "
+                             f"expected one ({size}, {len(self.images)}), a row a sample; use perturb=network for such a model "
+                             "or loss")
 
     def _set_ascent(self, outputs: Outputs, slopes: Tensor, labels: Tensor) -> None:
         """Find each class's ascent from the slopes (B, C) of the samples' losses at the outputs."""

@@ -79,7 +79,7 @@ FAMILY: dict[str, Method] = {row.opt: row for row in (
            marker="*"),
     Method("focalsam", "Focal-SAM", "landscape.focal_sam:FocalSAM", (Passes(2, 3),), "Li et al. 2025", "classes",
            ("class_counts",), color="#CC79A7", marker="P"),
-    Method("ccsam", "CC-SAM", "landscape.cc_sam:cc_sam",
+    Method("ccsam", "CC-SAM", "landscape.cc_sam:CCSAM",
            (Passes(2, 2, "classifier", {"perturb": "classifier"}), Passes(1, 0, "network", {"perturb": "network"}, (1, 2), True)),
            "Zhou et al. 2023, stage 1; scale of the radius ours", "classes", ("class_counts",), color="#56B4E9",
            marker="X"),

@@ -54,9 +54,13 @@ class GroupSAM(Optimizer):
     one. Every pass normalizes with its batch's statistics either way. `restore`, `norm_epsilon` and `scaling`: see
     AscentRule. `friendly` > 0 and `friendly_decay`: see FriendlyDirection. They hold for every group that has a radius.
 
+    `compiles` tells whether the model's forward may be compiled.
+
     With `processes`, as `landscape.distributed.init_from_environment` gives them, each process's closure holds its own
     part of the batch (as many closures on each), and all take the step of one process that holds the whole batch.
     """
+
+    compiles = True
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, radii: Mapping[str, float], *,
                  weighting: str = "batch", batchnorm: str = "every", restore: str = "copy",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from landscape.cc_sam import cc_sam
+from landscape.cc_sam import CCSAM
 from landscape.errors import InputError
 from landscape.focal_sam import FocalSAM
 from landscape.optimizers import ASAM, SAM, SGD, FriendlySAM, GroupSAM, ImbSAM
@@ -103,7 +103,7 @@ EVERYTHING = [name for name, _ in make_net().named_parameters()]
 @pytest.mark.parametrize("perturb, perturbed", [("classifier", HEAD), ("network", EVERYTHING)])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 4), slice(4, 10))], ids=["whole", "pieces"])
 def test_cc_sam_takes_the_steps_of_its_formula(perturb, perturbed, ratio, labels, pieces):
-    compare(lambda base, net: cc_sam(base, net, COUNTS, perturb=perturb, radius_scale=0.2, flat_ratio=ratio),
+    compare(lambda base, net: CCSAM(base, net, COUNTS, perturb=perturb, radius_scale=0.2, flat_ratio=ratio),
             cc(perturbed, 0.2, ratio), labels=labels, pieces=pieces)
 
 
@@ -111,7 +111,7 @@ def test_cc_sam_over_a_classifier_without_bias_takes_the_steps_of_its_formula():
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    cc_sam(torch.optim.SGD(nets[0].parameters(), lr=1.0), nets[0], COUNTS, radius_scale=0.2).step(closure_of(nets[0]))
+    CCSAM(torch.optim.SGD(nets[0].parameters(), lr=1.0), nets[0], COUNTS, radius_scale=0.2).step(closure_of(nets[0]))
     theta = {name: p.detach() for name, p in nets[1].named_parameters()}
     found = cc(["2.weight"], 0.2, 1.0)(nets[1], theta, LABELS, {})
     assert all(torch.allclose(p, theta[name] - found[name], rtol=0, atol=1e-12) for name, p in nets[0].named_parameters())
@@ -121,7 +121,7 @@ def test_both_ways_of_cc_sam_agree_where_the_network_is_its_classifier():
     nets = [nn.Sequential(nn.Linear(4, 3)).double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     for net, perturb in zip(nets, ("classifier", "network")):
-        cc_sam(make_base(net), net, COUNTS, perturb=perturb, radius_scale=0.5).step(closure_of(net))
+        CCSAM(make_base(net), net, COUNTS, perturb=perturb, radius_scale=0.5).step(closure_of(net))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
 
 
@@ -203,11 +203,11 @@ REDUCTIONS = {
         lambda b, n: SAM(b, n, RHO), lambda b, n: FocalSAM(b, n, COUNTS, RHO, focal_gamma=0.0, focal_weight=1.0)),
     "Focal-SAM of equal classes is SAM where its weight is 1": (
         lambda b, n: SAM(b, n, RHO), lambda b, n: FocalSAM(b, n, EQUAL, RHO, focal_gamma=2.0, focal_weight=9 / 4)),
-    "CC-SAM of the classifier with Z=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, radius_scale=0.0)),
-    "CC-SAM of the network with Z=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, perturb="network", radius_scale=0.0)),
-    "CC-SAM of the classifier with r=0 is SGD": (SGD, lambda b, n: cc_sam(b, n, COUNTS, radius_scale=1.0, flat_ratio=0.0)),
+    "CC-SAM of the classifier with Z=0 is SGD": (SGD, lambda b, n: CCSAM(b, n, COUNTS, radius_scale=0.0)),
+    "CC-SAM of the network with Z=0 is SGD": (SGD, lambda b, n: CCSAM(b, n, COUNTS, perturb="network", radius_scale=0.0)),
+    "CC-SAM of the classifier with r=0 is SGD": (SGD, lambda b, n: CCSAM(b, n, COUNTS, radius_scale=1.0, flat_ratio=0.0)),
     "CC-SAM of the network with r=0 is SGD": (
-        SGD, lambda b, n: cc_sam(b, n, COUNTS, perturb="network", radius_scale=1.0, flat_ratio=0.0)),
+        SGD, lambda b, n: CCSAM(b, n, COUNTS, perturb="network", radius_scale=1.0, flat_ratio=0.0)),
     "ASAM with rho=0 is SGD": (SGD, lambda b, n: ASAM(b, n, 0.0)),
     "ASAM without scaling is SAM": (lambda b, n: SAM(b, n, RHO), lambda b, n: ASAM(b, n, RHO, scaling="none")),
     "Friendly-SAM with sigma=0 is SAM": (lambda b, n: SAM(b, n, RHO), lambda b, n: FriendlySAM(b, n, RHO, friendly=0.0)),
@@ -226,11 +226,11 @@ def test_reductions(name):
 
 
 BAD = {
-    "class_counts[2]=1 is out of range: CC-SAM expects each class to have at least 2": lambda b, n: cc_sam(b, n, [9, 5, 1]),
+    "class_counts[2]=1 is out of range: CC-SAM expects each class to have at least 2": lambda b, n: CCSAM(b, n, [9, 5, 1]),
     "class_counts[1]=0 is out of range: Focal-SAM expects": lambda b, n: FocalSAM(b, n, [9, 0, 1]),
     "Focal-SAM needs class_counts": lambda b, n: FocalSAM(b, n, None),
     "class_counts has shape (1, 3)": lambda b, n: FocalSAM(b, n, [[1, 2, 3]]),
-    "needs a linear last layer of 4 outputs": lambda b, n: cc_sam(b, n, [9, 5, 3, 2]),
+    "needs a linear last layer of 4 outputs": lambda b, n: CCSAM(b, n, [9, 5, 3, 2]),
 }
 
 
@@ -242,8 +242,18 @@ def test_mistakes_are_one_clear_line(told):
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [lambda b, n: FocalSAM(b, n, COUNTS), lambda b, n: cc_sam(b, n, COUNTS),
-                                  lambda b, n: cc_sam(b, n, COUNTS, perturb="network")])
+def test_a_classifier_that_answers_otherwise_than_once_a_sample_is_told():
+    net = make_net()
+    optimizer = CCSAM(make_base(net), net, COUNTS)
+    for outputs, told in ((lambda: cross_entropy(torch.cat([net(INPUTS), net(INPUTS)])[:10], LABELS, reduction="none"),
+                           r"shape \(10, 3\), \(10, 3\) in a closure: expected one \(10, 3\)"),
+                          (lambda: net[0](INPUTS).sum(1), "shape none in a closure")):
+        with pytest.raises(InputError, match=told):
+            optimizer.step(lambda: (outputs(), {"labels": LABELS}))
+
+
+@pytest.mark.parametrize("make", [lambda b, n: FocalSAM(b, n, COUNTS), lambda b, n: CCSAM(b, n, COUNTS),
+                                  lambda b, n: CCSAM(b, n, COUNTS, perturb="network")])
 def test_a_closure_without_labels_is_told_what_is_missing(make):
     net = make_net()
     with pytest.raises(InputError, match=r"labels: none; this optimizer goes by classes and expects \{'labels': torch.int64"):

@@ -275,6 +275,13 @@ def test_bad_hyperparameters_are_one_clear_line(told):
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_a_compiled_network_hides_is_refused():
+    with pytest.raises(InputError, match="opt=ccsam with these options watches layers of the network"):
+        build_optimizer(TrainConfig(opt="ccsam", compile=True), make_net(), class_counts=CLASS_COUNTS)
+    network = TrainConfig(opt="ccsam", opt_options={"perturb": "network"}, compile=True)
+    assert build_optimizer(network, make_net(), class_counts=CLASS_COUNTS).compiles
+
+
 def test_a_value_given_twice_is_refused():
     with pytest.raises(InputError, match="rho is 0.1 by its flag and 0.2 in opt_options: give it once"):
         TrainConfig(opt="sam", rho=0.1, opt_options={"rho": 0.2})

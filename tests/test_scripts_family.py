@@ -1,11 +1,14 @@
 """The family on the command line: every row trains from there, one's own by module:callable, mistakes leave nothing."""
 
+import numpy as np
 import pytest
 
 from checkpoints.store import RunStore
 from landscape.building import hyperparameters
+from landscape.configuration import TrainConfig
 from landscape.family import FAMILY
 from landscape.losses import LOSSES, loss_options
+from landscape.training import train, training_data
 from scripts.cli import main
 
 QUICK = ["train", "--dataset", "synthetic", "--arch", "mlp", "--eta", "30", "--batch_size", "64"]
@@ -54,6 +57,21 @@ def test_flags_and_options_of_one_name_are_one_setting(tmp_path, capsys):
     assert config["rho"] == 0.2 and config["opt_options"] == {"friendly": 0.5}
     shown = capsys.readouterr().out
     assert "rho = 0.2" in shown and "opt_options = {'friendly': 0.5}" in shown and "tail_rho" not in shown
+
+
+def test_running_averages_come_back_from_the_file_in_the_same_bits(tmp_path):
+    config = TrainConfig(dataset="synthetic", arch="mlp", eta=30, opt="imbsam", opt_options={"friendly": 1.0}, epochs=2)
+    data, points = training_data(config), {}
+    for name, stops in (("whole", ()), ("stopped", (False, True))):
+        store, answers = RunStore.create(tmp_path / name, config.resolved(data).stored()), iter(stops)
+        for stop in ((lambda: next(answers), None) if stops else (None,)):
+            with store.writer():
+                train(config, data=data, recorder=store.recorder(), stop=stop)
+        with store.writer():
+            points[name] = store.recorder().resumed()
+    assert any("average of tail" in name for name in points["whole"])
+    assert points["whole"].keys() == points["stopped"].keys()
+    assert all(np.array_equal(array, points["stopped"][name]) for name, array in points["whole"].items())
 
 
 @pytest.mark.parametrize("words, told", [
