@@ -195,3 +195,11 @@ def test_a_vector_and_its_pieces_move_the_model_alike(network):
     with displaced(as_gradient(vector, model), 0.5):
         torch.testing.assert_close(theta(model) - start, 0.5 * vector / vector.norm(), rtol=1e-9, atol=1e-14)
     assert torch.equal(theta(model), start)
+
+
+def test_a_loss_that_contrasts_views_gets_them():
+    config = TrainConfig(dataset="synthetic", loss="BCL", batch_size=12)
+    data = training_data(config)
+    model = build_network(config.resolved(data), data)
+    moves = next(minibatch_ascents(config.resolved(data), data, model, epoch=0, number=1, seed=0))
+    assert len(moves["sam"]) == len(theta(model)) and float(moves["sam"].norm()) == pytest.approx(0.05, rel=1e-3)
