@@ -79,6 +79,7 @@ def amplification(case) -> Table:
             with np.errstate(divide="ignore"):
                 bound = facts["residual"] * length[name] / np.abs(found["component"])
             rows += [{"group": group, "perturbation": name, "pair": pair, "eigenvalue": values[pair],
+                      "region": _region(ascent.climbs == group, values[pair], length[name] / float(climbed.norm())),
                       **{key: column[pair] for key, column in found.items()},
                       "effective_rho": length[name] / float(climbed.norm()), "reliable": float(sure[pair]),
                       "predicted_error": bound[pair], "verified": facts["verified"][pair]} for pair in range(len(values))]
@@ -223,6 +224,11 @@ def _lowest(case, group: str) -> tuple[np.ndarray, Tensor, dict[str, np.ndarray]
     facts = {"residual": pairs.residuals[:number], "verified": pairs.verified[:number].astype(float)}
     vectors = torch.from_numpy(np.array(pairs.vectors[:number])).to(case.subject.device)
     return pairs.values[:number], vectors, facts
+
+
+def _region(own: bool, value: float, effective_rho: float) -> str:
+    """Return the region of the law, in words, where an ascent climbs the group's own loss along negative curvature."""
+    return perturbations.region(effective_rho * abs(value)) if own and value < 0 else "none"
 
 
 def _aligned(case, group: str, name: str, direction: Tensor, draw: int) -> list[dict]:

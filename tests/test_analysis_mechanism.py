@@ -6,7 +6,7 @@ import torch
 
 from analysis.case import Case
 from analysis.measures import measured, work
-from analysis.perturbations import null_alignment
+from analysis.perturbations import null_alignment, region
 from analysis.pipeline import compute_curvature
 from analysis.settings import MeasureSettings, SpectrumSettings
 from analysis.stored import OtherRecord
@@ -108,6 +108,8 @@ def test_amplification_of_a_groups_own_ascent_is_one_plus_effective_rho_lambda(c
     table = frame(stored("amplification", case))
     own = table[(table["group"] == "tail") & (table["perturbation"] == "imbsam")]
     np.testing.assert_allclose(own["predicted"], 1 + own["effective_rho"] * own["eigenvalue"], rtol=1e-6)
+    regions = [region(row.effective_rho * -row.eigenvalue) if row.eigenvalue < 0 else "none" for row in own.itertuples()]
+    assert own["region"].tolist() == regions and set(table.loc[table["perturbation"] == "sam", "region"]) == {"none"}
 
 
 def test_the_law_holds_where_the_gradient_is_linear_and_its_tangent_says_so(case):
