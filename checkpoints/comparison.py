@@ -217,19 +217,20 @@ def compare(runs: Iterable[Any], vary: str | Sequence[str] = ()) -> Comparison:
 def _pool(members: list[Member]) -> tuple[Member, ...]:
     for member in members[1:]:
         keys = [key for key in sorted({*members[0].config, *member.config}) if key not in NO_MATTER]
-        _refuse_difference(members[0], member, keys, f"are both {member.config['opt']} and cannot be pooled")
+        _refuse_difference(members[0], member, keys, f"are both {member.config['opt']} and cannot be pooled", True)
     seeds = [member.config.get("seed") for member in members]
     if len(set(seeds)) < len(seeds):
         raise RecordError(f"seed={seeds}: runs of {members[0].config['opt']} repeat a seed; give each run once")
     return tuple(sorted(members, key=lambda member: member.config.get("seed", 0)))
 
 
-def _refuse_difference(first: Member, other: Member, keys: Iterable[str], consequence: str) -> None:
+def _refuse_difference(first: Member, other: Member, keys: Iterable[str], consequence: str, apart: bool = False) -> None:
     for key in keys:
         ours, theirs = first.config.get(key), other.config.get(key)
         if ours != theirs:
             raise RecordError(f"{key}={theirs} and {key}={ours}: {other.name} and {first.name} {consequence}; "
-                              f"choose runs that agree in {key}")
+                              f"choose runs that agree in {key}"
+                              + (f", or tell them apart with landscape figures --vary {key}" if apart else ""))
 
 
 def _without_vectors(record: Curvature) -> Curvature:

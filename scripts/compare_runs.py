@@ -5,6 +5,7 @@ Runs that differ in the seed alone are pooled. Nothing is trained and no torch i
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ NAME = "compare"
 HELP = "put runs side by side: settings, accuracy, curvature, verdicts, differences"
 PLAIN = (("\\|\\nabla L\\|", "|gradient|"), ("\\epsilon", "eps"), ("\\lambda", "lambda"), ("_{\\min}", "_min"),
          ("_{\\max}", "_max"), ("\\leq", "<="), ("$", ""))
+WIDE = 110      # letters a line of a caption
 LABELS = {"test_accuracy": "test accuracy [%]"}
 
 
@@ -128,7 +130,7 @@ def _lines(runs: Comparison, tables: dict[str, tuple], notes: list[str]) -> Iter
         if not len(frame):
             yield "\nno setting differs" if name == "settings" else f"\n{name}: nothing to compare"
             continue
-        yield f"\n{readable(printed.caption)}"
+        yield "\n" + textwrap.fill(readable(printed.caption), WIDE)
         yield _text(printed)
     yield from (f"\nnot compared: {note}" for note in notes)
 
