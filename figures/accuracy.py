@@ -45,6 +45,7 @@ def plot_accuracy(ax: Axes, table: pd.DataFrame, *, opt: str) -> dict:
 
 def draw_accuracy_curves(runs: Comparison, options: Options) -> Figure:
     """Draw test accuracy over epochs: a panel a class group, a line an optimizer."""
+    refuse_variants(runs)
     groups = runs.present(options.groups)
     made = panels([""], groups, 2.0, first=0.6, each=3.2, share_y="none")
     for group in groups:
@@ -60,6 +61,7 @@ def draw_accuracy_curves(runs: Comparison, options: Options) -> Figure:
 
 def draw_stages(runs: Comparison, options: Options) -> Figure:
     """Draw accuracy over epochs, a panel a class group one below the other, the second stage on tinted ground."""
+    refuse_variants(runs)
     groups, switches = runs.present(options.groups), {members[0].switch for members in runs.members.values()} - {None}
     if not switches:
         raise RecordError("no run has a second stage or deferred re-weighting: train one with --opt ssesam --gamma 0.7, or with "
@@ -122,6 +124,15 @@ def _inexact_note(runs: Comparison, table: pd.DataFrame) -> str:
     group, opt = table.index[0]
     word = inexact(runs.curvatures(opt, int(table["epoch"].iloc[0]), group)[0])      # as are all others of one table
     return f", INEXACT ({word.partition(' ')[2]})" if word else ""
+
+
+def refuse_variants(runs: Comparison) -> None:
+    """Refuse pools of one optimizer where curves are told apart by the optimizer's color and marker alone."""
+    for opt in dict.fromkeys(name.partition(" ")[0] for name in runs.optimizers):
+        pools = [name for name in runs.optimizers if name.partition(" ")[0] == opt]
+        if len(pools) > 1:
+            raise RecordError(f"{' and '.join(pools)} would be curves of one color: draw them one by one, or as a table or panels "
+                              "(accuracy_table, spectra, lambda_min)")
 
 
 def interval_note(runs: Comparison, options: Options) -> str:

@@ -108,3 +108,10 @@ def test_a_rule_sets_groups_apart(runs):
     with style.context():
         figure = draw_printed(accuracy.print_curvature_table(runs, Options()))
     assert sorted(line.get_ydata()[0] for line in figure.axes[0].lines) == [-1.1, -0.1, 2, 4.1]
+
+
+def test_curves_of_one_color_are_refused():
+    runs = compare([fake_run("sam", rho=rho, groups=()) for rho in (0.05, 0.1)], vary="rho")
+    for draw in (accuracy.draw_accuracy_curves, accuracy.draw_stages):
+        with pytest.raises(RecordError, match="sam rho=0.05 and sam rho=0.1 would be curves of one color"):
+            draw(runs, Options())
