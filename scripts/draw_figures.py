@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dpi", type=int, default=200, help="dots per inch of PNG files, 50 to 1200")
     parser.add_argument("--epoch", type=int, help="epoch of the records (default: the last that all runs have)")
     parser.add_argument("--group", nargs="+", metavar="GROUP", help="class groups to draw: all, head, tail, many, medium, few, "
-                        "class:3 ..., or classes (default: of head and tail those with spectra, else all groups with spectra)")
+                        "class:3 ..., or classes (default: of head and tail those that were analysed, else all that were)")
     parser.add_argument("--style", default="relative", choices=["relative", "published"],
                         help="of spectra: scale-free, or "
                         "with the constants of the papers")
@@ -147,10 +147,12 @@ def _options(args: argparse.Namespace, name: str, runs: Comparison):
     from figures.catalogue import CATALOGUE
     from figures.options import Options
     rc = dict(_setting(text) for text in args.rc)
-    groups = HALVES
-    if "spectra" in CATALOGUE[name].records:
-        default = CATALOGUE[name].groups or groups_with_spectra
-        groups = _named(args.group, runs) if args.group else default(runs, args.epoch)
+    if args.group:
+        groups = _named(args.group, runs)
+    elif "spectra" in CATALOGUE[name].records:
+        groups = (CATALOGUE[name].groups or groups_with_spectra)(runs, args.epoch)
+    else:
+        groups = HALVES
     return Options(args.epoch, groups, args.style, args.surface, args.level, args.width, rc)
 
 

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import Options, catalogue, draw, style
+from figures.glossary import QUANTITIES
 
 FIGURES = sorted(catalogue.CATALOGUE)
 DRAWINGS = [(name, width) for width in style.WIDTHS for name in FIGURES]
@@ -136,3 +137,10 @@ def test_tables_come_as_latex_with_their_caption(runs, tmp_path):
     *_, tex = catalogue.write("curvature_table", runs, tmp_path, formats=["png"], dpi=50)
     text = tex.read_text(encoding="utf-8")
     assert text.count(r"\\") == 9 and r"\toprule" in text and "2 seeds" in text and r"t interval over seeds" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_quantities_are_called_as_in_the_readme(name):
+    known = {word.strip("` ") for row in QUANTITIES for word in row.name.split(", ")}
+    known |= {"spectral density", "test accuracy", "gradient norm"}     # what needs no definition
+    assert set(catalogue.CATALOGUE[name].quantity.split(", ")) <= known

@@ -74,6 +74,14 @@ def test_the_catalogue_is_listed_without_a_run(capsys):
     assert items == sorted(items) and set(items) == set(range(1, 19))
 
 
+def test_groups_are_chosen_in_every_figure(study, tmp_path, capsys):
+    words = ("--out", tmp_path, "--format", "png", "--dpi", 50, "--quiet")
+    assert draw("accuracy_curves", study / "sgd-0", "--group", "many", "few", *words) == 0
+    assert list(dict.fromkeys(pd.read_csv(tmp_path / "accuracy_curves.csv")["group"])) == ["many", "few"]
+    assert draw("quality", study / "sgd-0", "--group", "many", *words) == 2
+    assert "groups=many: none of them was measured: expected some of head, tail" in capsys.readouterr().err
+
+
 def test_one_column_is_a_width_of_its_own(study, tmp_path):
     for width in ("one", "two"):
         assert draw("accuracy_table", study, "--width", width, "--out", tmp_path / width, "--format", "png", "--dpi", 100,
