@@ -1,4 +1,4 @@
-"""CC-SAM (Zhou et al., CVPR 2023), its first stage: an ascent for each class, longer for rarer ones.
+"""CC-SAM (Zhou et al., CVPR 2023): an ascent for each class, longer for rarer ones; then, where asked, a second stage.
 
     G = (1 - r) grad L(theta) + r sum over classes c of grad L_c(theta + eps_c),      L = sum over c of L_c
     eps_c = Z d^(1/4) (||w|| / (2 ||grad l_c||))^(1/2) (n_c - 1)^(-1/4)  grad l_c / ||grad l_c||
@@ -16,8 +16,9 @@ sum of class c's losses / |B|. Two ways, `perturb`:
 Z = 0.01 is our choice, GKP-GSA's best for the same radius: Z = 1, the formula as it stands, gives steps longer than the
 weights; the release has 1e-6, which moves nothing. r is `flat_ratio`: 1 in the paper, 0.3 (CIFAR-10) or 0.5 (CIFAR-100) in
 the release, which pairs it with mixup. The release takes norms of each tensor apart and ||w|| of the same; here both are of
-all of w, as in the formula. Its second stage (class-balanced sampling over a frozen backbone, with adversarial features) is
-not here. Formulas are third-party summaries of the paper, and agree with the code in all but what is said above.
+all of w, as in the formula. `second_stage` is the fraction of epochs, at the end, that `cc_sam_second` takes over: 30 of 230 in
+the release, 0 here unless asked for. Formulas are third-party summaries of the paper, and agree with the code in all but
+what is said above.
 """
 
 import math
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.ascent import Gradient, WeightedMean, add, hand_over, norm, times
+from landscape.batchnorm import running_statistics_held
+from landscape.cc_sam_second import adversarial_share, class_weights, first_epoch, second_stage_gradient
 from landscape.closures import Closure, Masks, labels_of, read_answer
 from landscape.errors import InputError
 from landscape.group_sam import GroupSAM, choice
@@ -40,14 +43,37 @@ PERTURB = ("classifier", "network")
 
 
 def CCSAM(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], *, perturb: str = "classifier",
-          radius_scale: float = 0.01, flat_ratio: float = 1.0, weighting: str = "batch", **options) -> "ClassConditionalSAM":
+          radius_scale: float = 0.01, flat_ratio: float = 1.0, second_stage: float = 0.0, adversarial: float = 1.0,
+          adversarial_cap: float = 1.0, total_epochs: int = 200, weighting: str = "batch",
+          **options) -> "ClassConditionalSAM":
     """Build CC-SAM. Its closure returns losses and {"labels": classes (B,)}; `class_counts` (C,) are training images a class.
 
     `radius_scale` is Z >= 0, `flat_ratio` r in [0, 1]. r = 0 or Z = 0 is SGD. `weighting` does not enter. A class of a
-    single image is an InputError, for its n_c - 1 is a divisor.
+    single image is an InputError, for its n_c - 1 is a divisor. `second_stage` in [0, 1] is the fraction of `total_epochs` that
+    the second stage has, `adversarial` >= 0 its lambda, `adversarial_cap` in [0, 1] the largest share of moved features.
     """
-    form = {"classifier": ClassifierCCSAM, "network": NetworkCCSAM}[choice("perturb", perturb, PERTURB)]
-    return form(optimizer, model, class_counts, radius_scale, flat_ratio, **options)
+    for name, value in (("second_stage", second_stage), ("adversarial_cap", adversarial_cap), ("flat_ratio", flat_ratio)):
+        if not 0 <= value <= 1:
+            raise InputError(f"{name}={value} is out of range: expected 0 <= {name} <= 1")
+    for name, value in (("adversarial", adversarial), ("radius_scale", radius_scale)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name}={value} is out of range: expected a finite number >= 0")
+    if choice("perturb", perturb, PERTURB) == "network":
+        if second_stage:
+            raise InputError("CC-SAM with perturb=network has no second stage: leave second_stage out, or use perturb=classifier")
+        return NetworkCCSAM(optimizer, model, class_counts, radius_scale, flat_ratio, **options)
+    stage = SecondStage(first_epoch(second_stage, total_epochs), total_epochs, adversarial, adversarial_cap)
+    return ClassifierCCSAM(optimizer, model, class_counts, radius_scale, flat_ratio, stage, **options)
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """When the second stage runs, and how."""
+
+    switch: int             # the first epoch of it; total_epochs where there is none
+    total_epochs: int
+    adversarial: float      # lambda
+    cap: float              # of the share of moved features
 
 
 class ClassConditionalSAM(GroupSAM):
@@ -56,10 +82,6 @@ class ClassConditionalSAM(GroupSAM):
     def __init__(self, optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], radius_scale: float,
                  flat_ratio: float, radii: dict[str, float], **options):
         counts = checked_counts(class_counts, "CC-SAM", least=2)
-        if not (math.isfinite(radius_scale) and radius_scale >= 0):
-            raise InputError(f"radius_scale={radius_scale} is out of range: expected a finite number >= 0")
-        if not 0 <= flat_ratio <= 1:
-            raise InputError(f"flat_ratio={flat_ratio} is out of range: expected 0 <= flat_ratio <= 1")
         self.radius_scale, self.flat_ratio = radius_scale, flat_ratio
         super().__init__(optimizer, model, radii, **options)
         self.images = counts.to(self.trained()[0].device)       # (C,) training images a class
@@ -125,8 +147,9 @@ class ClassifierCCSAM(ClassConditionalSAM):
 
     compiles = False    # the classifier is watched by a hook, which a compiled network does not call
 
-    def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, **options):
+    def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, second: SecondStage, **options):
         super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, {"all": 0.0}, **options)
+        self.second = second
         if self.rule.scaling != "none" or self.direction.sigma:
             raise InputError("CC-SAM with perturb=classifier takes the plain ascent: leave scaling and friendly out, or use "
                              "perturb=network")
@@ -138,6 +161,8 @@ class ClassifierCCSAM(ClassConditionalSAM):
     def step(self, *closures: Closure, scaler=None) -> Tensor:
         """Take one step; see GroupSAM.step."""
         self._together([], closures)
+        if self.stage == 2:
+            return self._second_step(closures, scaler)
         with self._watched() as outputs:
             loss, in_place = self._clean(closures, outputs, scaler)
             cuts = torch.arange(len(outputs.kernel), device=outputs.kernel.device).split([len(h) for h in outputs.inputs])
@@ -145,6 +170,20 @@ class ClassifierCCSAM(ClassConditionalSAM):
                 total = self._pass([_at(rows, closure, outputs) for rows, closure in zip(cuts, closures)], [["all"]], scaler)[1]
         flat = total[0] if self.flat_ratio == 1 else _mixed(in_place, total[0], self.flat_ratio)
         hand_over(self.trained(), self._descent(flat, scaler))
+        self.base.step() if scaler is None else scaler.step(self.base)
+        return loss
+
+    @property
+    def stage(self) -> int:
+        """1 before the second stage, 2 in it."""
+        return 1 if self.epochs_done < self.second.switch else 2
+
+    def _second_step(self, closures: Sequence[Closure], scaler) -> Tensor:
+        second, (weights, rarity) = self.second, class_weights(self.images)
+        share = adversarial_share(self.epochs_done, second.switch, second.total_epochs, second.cap)
+        with running_statistics_held(self.model):
+            loss, gradient = second_stage_gradient(self.layer, closures, weights, second.adversarial * rarity, share, scaler)
+        hand_over(self.trained(), gradient)
         self.base.step() if scaler is None else scaler.step(self.base)
         return loss
 

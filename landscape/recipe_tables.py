@@ -224,17 +224,18 @@ FOCAL_SAM = Recipe(
 )
 
 CC_SAM = Recipe(
-    source="Zhou et al., CVPR 2023; configuration files of the code, stage 1 alone",
+    source="Zhou et al., CVPR 2023; configuration files of the code",
     datasets=CIFAR,
     settings={
         **ALL, "dataset": "cifar100", "imb_factor": 200.0, "profile": "exp", "arch": "resnet32", "loss": "CE", "opt": "ccsam",
-        "epochs": 200, "batch_size": 64, "lr": 0.1, "weight_decay": 2e-4, "schedule": "step", "milestones": (160, 180),
+        "epochs": 230, "batch_size": 64, "lr": 0.1, "weight_decay": 2e-4, "schedule": "step", "milestones": (160, 180),
         "decay": 0.1, "warmup_epochs": 5, "scheduler_at": "end", "batchnorm": "every", "eval_every": 1,
         "selection": "test_best", "flip_average": False, "seed": 42,
     },
     rows=(
-        ({"opt": "ccsam", "dataset": "cifar10"}, {"opt_options": {"radius_scale": 1e-6, "flat_ratio": 0.3}}),
-        ({"opt": "ccsam", "dataset": "cifar100"}, {"opt_options": {"radius_scale": 1e-6, "flat_ratio": 0.5}}),
+        *(({"opt": "ccsam", "dataset": name}, {"opt_options": {
+            "radius_scale": 1e-6, "flat_ratio": ratio, "second_stage": 30 / 230, "adversarial": 1.0, "adversarial_cap": cap,
+        }}) for name, ratio, cap in (("cifar10", 0.3, 1.0), ("cifar100", 0.5, 0.3))),
     ),
     traps=(
         TEST_SELECTED + ", without flip averaging",
@@ -243,7 +244,8 @@ CC_SAM = Recipe(
         "its many and few are inclusive: at least 100 and at most 20 images",
     ),
     inexpressible=(
-        "its second stage: 30 epochs of class-balanced sampling over a frozen backbone, with adversarial features",
+        "in its second stage, batches drawn with equal classes, and a learning rate of its own, 0.1 times the first: here "
+        "classes are weighed, and the rate is that after the last milestone, 0.01 times the first",
         "mixup of the loss in place, and its warm-up, which begins at a third of the rate",
     ),
 )

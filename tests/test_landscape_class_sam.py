@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from landscape.cc_sam import CCSAM
+from landscape.cc_sam_second import adversarial_share, class_weights, first_epoch
 from landscape.errors import InputError
 from landscape.focal_sam import FocalSAM
 from landscape.optimizers import ASAM, SAM, SGD, FriendlySAM, GroupSAM, ImbSAM
@@ -230,6 +231,9 @@ BAD = {
     "class_counts[1]=0 is out of range: Focal-SAM expects": lambda b, n: FocalSAM(b, n, [9, 0, 1]),
     "Focal-SAM needs class_counts": lambda b, n: FocalSAM(b, n, None),
     "class_counts has shape (1, 3)": lambda b, n: FocalSAM(b, n, [[1, 2, 3]]),
+    "second_stage=1.5 is out of range: expected 0 <= second_stage <= 1": lambda b, n: CCSAM(b, n, [9, 5, 2], second_stage=1.5),
+    "adversarial=-1 is out of range": lambda b, n: CCSAM(b, n, [9, 5, 2], adversarial=-1),
+    "perturb=network has no second stage": lambda b, n: CCSAM(b, n, [9, 5, 2], perturb="network", second_stage=0.5),
     "needs a linear last layer of 4 outputs": lambda b, n: CCSAM(b, n, [9, 5, 3, 2]),
 }
 
@@ -258,3 +262,53 @@ def test_a_closure_without_labels_is_told_what_is_missing(make):
     net = make_net()
     with pytest.raises(InputError, match=r"labels: none; this optimizer goes by classes and expects \{'labels': torch.int64"):
         make(make_base(net), net).step(lambda: (closure_of(net)()[0], {}))
+
+
+def second(net, theta, labels, memory, strength=1.7, share=0.4):
+    """The second stage written over the features: balanced classes, a share of features moved along their own gradient."""
+    counts = torch.tensor(COUNTS).double()
+    weights = (counts.sum() / (3 * counts))[labels]
+    z = net[1](net[0](INPUTS)).detach().requires_grad_()
+    head = {name.removeprefix("2."): theta[name].clone().requires_grad_(True) for name in HEAD}
+
+    def loss(features):
+        return cross_entropy(functional_call(net[2], head, (features,)), labels, reduction="none")
+    slope = torch.autograd.grad(loss(z).sum(), z)[0]
+    rarity = ((counts.max() / counts + 0.01).log() / 2)[labels]
+    there = z.detach() + strength * rarity[:, None] * slope / slope.norm(dim=1, keepdim=True)
+    whole = (weights * ((1 - share) * loss(z.detach()) + share * loss(there))).mean()
+    found = dict(zip(HEAD, torch.autograd.grad(whole, [head["weight"], head["bias"]])))
+    return {name: found.get(name) for name in theta}
+
+
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 4), slice(4, 10))], ids=["whole", "pieces"])
+def test_the_second_stage_of_cc_sam_takes_the_steps_of_its_formula(pieces):
+    compare(lambda base, net: CCSAM(base, net, COUNTS, second_stage=1.0, adversarial=1.7, adversarial_cap=0.4, total_epochs=1),
+            second, pieces=pieces)
+
+
+def test_the_second_stage_leaves_the_backbone_and_running_statistics_alone():
+    net = make_net(batchnorm=True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = CCSAM(make_base(net), net, COUNTS, second_stage=1.0)
+    for _ in range(2):
+        optimizer.step(closure_of(net))
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["3.weight", "3.bias"]
+
+
+def test_the_second_stage_comes_at_the_end_and_the_share_of_moved_features_grows_to_its_cap():
+    net = make_net()
+    optimizer = CCSAM(make_base(net), net, COUNTS, second_stage=30 / 230, total_epochs=230)
+    stages = []
+    for _ in range(230):
+        stages.append(optimizer.stage)
+        optimizer.end_epoch()
+    assert stages == [1] * 200 + [2] * 30
+    assert [adversarial_share(epoch, 200, 230, 0.5) for epoch in (200, 214, 229)] == pytest.approx([1 / 30, 0.5, 0.5])
+    assert first_epoch(0.0, 230) == 230 and first_epoch(1.0, 7) == 0
+
+
+def test_of_equal_classes_the_second_stage_moves_next_to_nothing_and_weighs_all_alike():
+    weights, rarity = class_weights(torch.tensor([7.0, 7.0, 7.0]).double())
+    assert weights.tolist() == [1.0] * 3 and (rarity == math.log(1.01) / 2).all()
