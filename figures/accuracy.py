@@ -131,8 +131,8 @@ def refuse_variants(runs: Comparison) -> None:
     for opt in dict.fromkeys(name.partition(" ")[0] for name in runs.optimizers):
         pools = [name for name in runs.optimizers if name.partition(" ")[0] == opt]
         if len(pools) > 1:
-            raise RecordError(f"{' and '.join(pools)} would be curves of one color: draw them one by one, or as a table or panels "
-                              "(accuracy_table, spectra, lambda_min)")
+            raise RecordError(f"{' and '.join(pools)} would be curves of one color: draw them one by one, or in a table or in "
+                              "panels (accuracy_table, spectra, lambda_min)")
 
 
 def interval_note(runs: Comparison, options: Options) -> str:

@@ -119,12 +119,13 @@ def plot_escape(ax: Axes, table: pd.DataFrame, lane: float, color: str) -> list:
 
 def tracking_table(runs: Comparison, options: Options) -> pd.DataFrame:
     """Return every overlap: opt, seed, group, epoch, next_epoch, i, j, values, overlap, subspace, null."""
-    return pd.concat([tracked(runs, group, PAIRS) for group in runs.present(options.groups)], ignore_index=True)
+    found = [tracked(runs, group, PAIRS) for group in runs.present(options.groups)]
+    return pd.concat(found).set_index(["opt", "seed", "group", "epoch", "next_epoch"])
 
 
 def draw_tracking(runs: Comparison, options: Options) -> Figure:
     """Draw the overlap of the most negative directions with those of the checkpoint before: a panel an optimizer."""
-    table = tracking_table(runs, options)
+    table = tracking_table(runs, options).reset_index()
     firsts = table[(table["i"] == 0) & (table["j"] == 0)]
     labels = {SUBSPACE: f"overlap of the {table['num_pairs'].max()}\nmost negative", FIRST: "overlap of\nthe first"}
     both = [_over_seeds(firsts, column, row, options.level) for column, row in (("subspace", SUBSPACE), ("overlap", FIRST))]
