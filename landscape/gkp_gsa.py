@@ -99,6 +99,7 @@ class GKPGSA(GroupSAM):
         self.preservation = Preservation(model, class_counts, PreservationRule(
             num_groups=num_groups, fisher_samples=fisher_samples, **rule), processes)
         self.moving: dict[str, Tensor] = {}         # released: each group's moving average of gradients (d,)
+        self.lengths: dict[str, Tensor] = {}        # of the last step's ascents, in parameter units; 0-dimensional
         radii = {f"group:{g}": self.scale for g in range(num_groups)}
         super().__init__(optimizer, model, radii, processes=processes, **options)
         if self.weighting == "double_tail":
@@ -130,13 +131,15 @@ class GKPGSA(GroupSAM):
             self.preservation.observe(data, self.epochs_done)
 
     def report(self) -> dict[str, float]:
-        """Return alpha and the penalty, the sum of L_gkp^g, as they are now."""
-        return {"alpha": self.alpha, "gkp_penalty": self.preservation.value()}
+        """Return alpha and the penalty, the sum of L_gkp^g, as they are now, and the lengths of the last step's ascents."""
+        lengths = {f"ascent/{name}": float(length) for name, length in self.lengths.items()}
+        return {"alpha": self.alpha, "gkp_penalty": self.preservation.value()} | lengths
 
     def arrays(self) -> dict[str, Any]:
         """Return what is kept, besides the base optimizer's state, as arrays."""
         moving = {f"moving/{name}": vector.cpu().numpy() for name, vector in self.moving.items()}
-        return self.preservation.arrays() | moving
+        lengths = {f"ascent/{name}": length.cpu().numpy() for name, length in self.lengths.items()}
+        return self.preservation.arrays() | moving | lengths
 
     def load_arrays(self, arrays: Mapping[str, Any]) -> None:
         """Go on from what `arrays` returned."""
@@ -144,6 +147,8 @@ class GKPGSA(GroupSAM):
         like = self.trained()[0]
         self.moving = {name.removeprefix("moving/"): torch.tensor(value).to(like) for name, value in arrays.items()
                        if name.startswith("moving/")}
+        self.lengths = {name.removeprefix("ascent/"): torch.tensor(value) for name, value in arrays.items()
+                        if name.startswith("ascent/")}
 
     def radius(self, slope: Tensor, group: str) -> Tensor:
         """Return rho_g of equation 13, without Z, from the norm of its direction; float64, infinite for the norm 0."""
@@ -176,6 +181,7 @@ def paper_gradient(optimizer: GKPGSA, closures: Sequence[Closure], scaler=None) 
             continue
         direction = _direction(slope, whole, optimizer.kind)
         rho, inverse = _lengths(optimizer, group, norm(direction) / scale, norm(slope) / scale)
+        optimizer.lengths[group] = rho
         with displaced(direction, rho, optimizer.rule), optimizer._perturbed_pass():
             total = add(total, *optimizer._pass(closures, [[group]], scaler)[1])
         if optimizer.regularizer:

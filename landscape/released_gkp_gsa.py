@@ -54,7 +54,8 @@ def released_gradient(optimizer: "GKPGSA", closures: Sequence[Closure], scaler=N
     clean = _vector(_mixed(times(slope, 1 / scale), preservation.gradient(), alpha), parameters)
     step = joint_ascent(optimizer, clean, shares)
     ascent = dict(zip(parameters, split_like(step, parameters)))
-    with displaced(ascent, norm(ascent), optimizer.rule), optimizer._perturbed_pass():
+    optimizer.lengths["all"] = norm(ascent)
+    with displaced(ascent, optimizer.lengths["all"], optimizer.rule), optimizer._perturbed_pass():
         _, (slope,) = optimizer._pass(closures, [["all"]], scaler)
         penalty = times(preservation.gradient(shares), scale)
     return loss, _mixed(slope, penalty, alpha)

@@ -110,20 +110,23 @@ def test_a_step_is_equations_twelve_to_sixteen_written_out(options, epoch):
              "penalty": 100.0, "direction": "removed", "regularizer": False, "alpha_start": 0.95, "alpha_end": 0.6} | options
     w = Written(model)
     theta, d, by_mean = w.theta, len(w.theta), plain["weighting"] == "group_mean"
-    whole, total = w.slope(theta), torch.zeros_like(theta)
+    whole, total, lengths = w.slope(theta), torch.zeros_like(theta), []
     for g, size in enumerate({"samples": [31, 8], "classes": [2, 2]}[plain["radius_size"]]):
         slope = w.slope(theta, g, by_mean)
         part = (slope @ whole) / (whole @ whole) * whole
         way = {"removed": slope - part, "full": slope, "projected": part}[plain["direction"]]
         rho = plain["scale"] * w.radius(way.norm(), size, plain["dimension_power"])
         total += w.slope(theta + math.sqrt(d) * rho * way / way.norm(), g, by_mean)
+        lengths.append(float(math.sqrt(d) * rho))
         if plain["regularizer"]:
             total += theta / theta.norm() / (2 * math.sqrt(size - 1) * rho)
     alpha = plain["alpha_end"] + (plain["alpha_start"] - plain["alpha_end"]) * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
     sizes = {"samples": [31, 8], "classes": [2, 2]}[plain["penalty_size"]]
     total = alpha * total + (1 - alpha) * w.of_penalty(theta, optimizer.preservation, plain["penalty"], sizes)
     torch.testing.assert_close(moved(model, optimizer.step), theta - LR * total, rtol=1e-12, atol=1e-13)
-    assert optimizer.report() == {"alpha": pytest.approx(alpha), "gkp_penalty": optimizer.preservation.value()}
+    report = optimizer.report()
+    assert report["alpha"] == pytest.approx(alpha) and report["gkp_penalty"] == optimizer.preservation.value()
+    assert [report[f"ascent/group:{g}"] for g in range(2)] == pytest.approx(lengths)
 
 
 @pytest.mark.parametrize("options", [
@@ -328,6 +331,8 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_an_undisturbed_one(setting
     assert all(np.array_equal(straight.point[name], broken.point[name]) for name in straight.point)
     kept = {name.split("/")[1] for name in straight.point if name.startswith("kept/")}
     assert {"memory", "groups", "anchors", "fisher"} <= kept
+    anchors = straight.point["kept/anchors"]    # the released ones are all the initial weights
+    assert (np.ptp(anchors, axis=0).max() > 0) == (settings.get("gkp_variant") != "released")
     assert ("moving" in kept) == (settings.get("gkp_variant") == "released")
 
 
