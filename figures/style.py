@@ -52,6 +52,10 @@ class Look:
 
 SPARE_COLORS = ("#CC79A7", "#56B4E9", "#D55E00")   # of the same palette, for optimizers not named above
 GROUP_LINES = {"head": "--", "tail": "-", "all": ":", "many": "--", "medium": "-.", "few": "-"}
+GROUP_MARKERS = {"head": "s", "many": "s", "medium": "D", "all": "P", "tail": "o", "few": "o"}
+# Single classes, by number: lines and markers of cycles that meet again only after 35 classes.
+CLASS_LINES = ("-.", (0, (6, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 1)))
+CLASS_MARKERS = ("o", "v", "^", "X", "*", "p", "d")
 BLOCK_LINE = (0, (3, 1, 1, 1, 1, 1))
 RC = {
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],   # matplotlib's own: the same on every machine
@@ -109,13 +113,22 @@ def setting_name(setting: str) -> str:
 
 
 def group_line(group: str) -> str:
-    """Return the line style of a class group; single classes are dash-dotted, blocks of parameters dash-dot-dotted."""
-    return BLOCK_LINE if "@" in group else GROUP_LINES.get(group, "-.")
+    """Return the line style of a class group, which it has everywhere; blocks of parameters are dash-dot-dotted."""
+    if "@" in group:
+        return BLOCK_LINE
+    return GROUP_LINES.get(group) or CLASS_LINES[_class_number(group) % len(CLASS_LINES)]
 
 
 def group_marker(group: str) -> str:
     """Return the marker of a class group."""
-    return {"head": "s", "many": "s", "medium": "D", "all": "P"}.get(classes_of(group), "o")
+    group = classes_of(group)
+    return GROUP_MARKERS.get(group) or CLASS_MARKERS[_class_number(group) % len(CLASS_MARKERS)]
+
+
+def _class_number(group: str) -> int:
+    """Return k of class:k, 0 of any other name."""
+    number = group.rpartition(":")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def group_name(group: str) -> str:

@@ -37,7 +37,7 @@ def drawn(runs):
     return lru_cache(maxsize=None)(lambda name, width: _rendered(name, width, runs))
 
 
-def _rendered(name, width, runs):
+def _rendered(name, width, runs, **choices):
     texts = {}
     original = Text.draw
 
@@ -47,7 +47,7 @@ def _rendered(name, width, runs):
         return original(self, renderer, *args, **kwargs)
 
     with style.context({}, width), pytest.MonkeyPatch.context() as patch:
-        figure = draw(name, runs_for(name, runs), Options(width=width))
+        figure = draw(name, runs_for(name, runs), Options(width=width, **choices))
         patch.setattr(Text, "draw", recording)
         figure.canvas.draw()
     return figure, list(texts.values())
@@ -60,7 +60,16 @@ def _boxes(figure, texts):
 
 @drawings
 def test_no_two_texts_overlap(drawn, name, width):
-    for (one, a), (other, b) in combinations(_boxes(*drawn(name, width)), 2):
+    _check_apart(*drawn(name, width))
+
+
+@pytest.mark.parametrize("width", style.WIDTHS)
+def test_published_spectra_overlap_nowhere_either(runs, width):
+    _check_apart(*_rendered("spectra", width, runs, style="published"))
+
+
+def _check_apart(figure, texts):
+    for (one, a), (other, b) in combinations(_boxes(figure, texts), 2):
         across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(across, down) <= 1.0, f"{one!r} overlaps {other!r}"   # a pixel of a hundredth of an inch
 

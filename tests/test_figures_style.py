@@ -60,6 +60,16 @@ def test_optimizers_have_their_proper_names_and_colors_of_their_own():
     assert style.look("gsa") == style.look("gsa") and style.look("gsa").name == "GSA"
 
 
+def test_groups_and_classes_are_told_apart_by_line_and_marker():
+    def look(group):
+        return str(style.group_line(group)), style.group_marker(group)
+
+    assert len({look(f"class:{number}") for number in range(35)}) == 35
+    for groups in (("head", "tail", "all"), ("many", "medium", "few", "all")):
+        for way in (style.group_line, style.group_marker):
+            assert len({way(group) for group in groups}) == len(groups)
+
+
 def test_runs_are_described_by_what_they_share():
     runs = compare([fake_run("sgd", seed, groups=()) for seed in (0, 1)])
     assert style.describe(runs) == "digits, imbalance 20, tail: fewer than 20 training images a class, 2 seeds"
