@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis import history, summary
 from analysis.tracking import tracked
@@ -86,6 +87,7 @@ def draw_escape_epochs(runs: Comparison, options: Options) -> Figure:
             ax.annotate(_escape_words(table.loc[(group, opt)]), (0, lane + 0.34), xycoords=("axes fraction", "data"), va="center",
                         xytext=(3, 0), textcoords="offset points", fontsize=style.SMALL, color=style.MUTED)
         ax.set_xlim(0, 1.06 * frame["last"].max())
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     made["", groups[0]].set_ylim(-0.5, len(runs.optimizers) - 0.4)
     for key, ax in made.axes.items():
         ax.set_yticks(range(len(runs.optimizers)), [style.look(opt).name for opt in reversed(runs.optimizers)])
@@ -173,7 +175,7 @@ def _over_seeds(table: pd.DataFrame, column: str, row: str, level: float) -> pd.
     for (opt, group, epoch), part in table.groupby(["opt", "group", "next_epoch"], sort=False):
         estimate = summary.over_seeds(list(part[column]), level)
         found.append({"row": row, "opt": opt, "group": group, "epoch": epoch, "value": estimate.value,
-                      "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)})
+                      "low": np.clip(estimate.low, 0, 1), "high": np.clip(estimate.high, 0, 1)})      # NaN stays NaN
     return pd.DataFrame(found)
 
 

@@ -67,6 +67,14 @@ def test_curves_of_overlap_are_those_of_the_table(runs):
     assert "random directions of 400 dimensions" in figure.legends[0].get_title().get_text().replace("\n", " ")
 
 
+def test_one_seed_has_no_band():
+    runs = compare([fake_run("sgd", **EPOCHS)])
+    with style.context():
+        figure = history.draw_tracking(runs, Options(groups=("tail",)))
+    assert all(not np.isfinite(band.get_datalim(ax.transData).y1) or band.get_datalim(ax.transData).height <= 0
+               for ax in figure.axes for band in ax.collections)
+
+
 def test_squares_show_the_matrix_of_the_lowest_seed(runs):
     table = tracked(runs, "tail")
     part = table[(table["opt"] == "sgd") & (table["seed"] == 0) & (table["epoch"] == 20)]
