@@ -59,13 +59,13 @@ class Method:
             raise InputError(f"needs={unknown[0]!r} is unknown: expected some of {', '.join(NEEDS)}")
 
 
-# Colors: the palette of Okabe and Ito (2008), whose first four are the mission's own.
+# Colors: the palette of Okabe and Ito (2008), and of Tol (2021) where that has no more; markers tell them apart besides.
 FAMILY: dict[str, Method] = {row.opt: row for row in (
     Method("sgd", "SGD", "landscape.optimizers:SGD", (Passes(1, 1),), "Robbins and Monro 1951", color="#000000", marker="o"),
     Method("sam", "SAM", "landscape.optimizers:SAM", (Passes(2, 2),), "Foret et al. 2021, equation 2", color="#0072B2",
            marker="s"),
     Method("asam", "ASAM", "landscape.optimizers:ASAM", (Passes(2, 2),), "Kwon et al. 2021; every parameter scaled, no eta",
-           color="#88CCEE", marker="p"),
+           color="#332288", marker="p"),
     Method("friendlysam", "Friendly-SAM", "landscape.optimizers:FriendlySAM", (Passes(2, 2),), "Li et al. 2024; sigma 1, "
            "lambda 0.9 and the order of the released code", color="#999933", marker="h"),
     Method("imbsam", "ImbSAM", "landscape.optimizers:ImbSAM", (Passes(2, 3),), "Zhou et al. 2023", "head_tail",
