@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
-from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.options import Progress, add_common_arguments, emit_json, say, tell, tell_reading
 
 NAME = "surface"
 HELP = "evaluate every group's loss on a line or plane through the checkpoints of a run"
@@ -39,6 +39,7 @@ TEXTS = {
         "max_samples": "images of head and of tail each; default: all",
         "batch_size": "images in a batch",
         "dtype": "of the forward passes; bfloat16 is measured against float32, and its error stored"}}
+STATISTICS = {"recalibrated": "estimated anew at each point from the same images", "batch": "each batch's own"}
 KINDS = {"directions": str, "dims": int, "span": float, "batchnorm": str, "max_samples": int}
 
 
@@ -81,6 +82,7 @@ def _run(args: argparse.Namespace, settings) -> int:
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
     shown = []
     for store, epochs in plans:
+        tell_reading(args, str(store.config.get("dataset", "")))
         with main_first():      # where data are downloaded, once
             subject = Subject.open(store, data_dir=args.data_dir, device=args.device)
         if args.dry_run:
@@ -150,12 +152,12 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     if "explained_variance" in about:
         shares = " and ".join(f"{share:.1%}" for share in about["explained_variance"])
         yield f"principal components explain {shares} of the checkpoints' variance"
+    if row["batchnorm"] != "fixed":
+        yield f"statistics of BatchNorm: {STATISTICS[row['batchnorm']]}"
     if "distance" in about:
         yield f"distance {about['distance']:.4g} parameter units"
         for group in (name for name in about["barrier"] if ":" not in name):
-            found = about["barrier"][group]
-            yield (f"{group}: barrier {found['height']:.4g} nats above the higher end, {found['above_mean']:.4g} above the mean "
-                   f"of both, at {found['alpha']:.4g}")
+            yield f"{group}: {_barrier(**about['barrier'][group])}"
     elif row["points"]:
         farthest = max(row["points"].items(), key=lambda point: point[1]["off"])
         yield f"{len(row['points'])} checkpoints shown; {farthest[0]} lies {farthest[1]['off']:.4g} off, farthest of all"
@@ -164,6 +166,12 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         worst = {measure: max(error[measure].values()) for measure in ("loss", "accuracy")}
         yield (f"{row['precision']}: at {error['points']} points within {worst['loss']:.2g} nats and {worst['accuracy']:.2%} of "
                f"{error['against']}")
+
+
+def _barrier(height: float, above_mean: float, alpha: float) -> str:
+    if height == 0:
+        return f"no barrier; the higher end lies {above_mean:.4g} nats above the mean of both"
+    return f"barrier {height:.4g} nats above the higher end, {above_mean:.4g} above the mean of both, at {alpha:.4g}"
 
 
 def _reach(radius: dict[str, float], sign: str) -> str:

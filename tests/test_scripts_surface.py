@@ -6,6 +6,7 @@ import pytest
 
 from checkpoints.store import RunStore
 from scripts.cli import main
+from scripts.compute_surface import _barrier
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,16 @@ def test_a_line_to_a_checkpoint_prints_its_distance_and_barriers(run, capsys):
     out = capsys.readouterr().out
     record = RunStore.open(run).read("surface", name="epoch-0003-epoch-1-1d")
     assert f"distance {record.about['distance']:.4g} parameter units" in out
-    assert f"tail: barrier {record.about['barrier']['tail']['height']:.4g} nats above the higher end" in out
+    found = record.about["barrier"]["tail"]
+    assert f"tail: {_barrier(**found)}" in out and f"{found['above_mean']:.4g}" in out
+    assert "statistics of BatchNorm: estimated anew at each point" in out
     assert "loss of all, head, tail, many, medium, few and 4 classes along epoch 1\n" in out
     assert out.splitlines()[-1] == f"next: landscape figures lines {run}"
+
+
+def test_barriers_are_told_in_words():
+    assert _barrier(0.0, 0.25, 3.0) == "no barrier; the higher end lies 0.25 nats above the mean of both"
+    assert _barrier(0.5, 0.75, 1.5) == "barrier 0.5 nats above the higher end, 0.75 above the mean of both, at 1.5"
 
 
 def test_principal_components_print_what_they_explain_and_lead_to_their_figure(run, capsys):
