@@ -86,14 +86,14 @@ def _judged(member: Member, epoch: int, group: str) -> tuple[Member, Curvature, 
 
 
 def _named(group: str, opt: str) -> Markup:
-    return joined([f"{style.group_name(group)}, ", key(opt)])
+    return tag("span", f"{style.group_name(group)}, ", key(opt), class_="whole")
 
 
 def _counted(verdicts: Sequence[Verdict]) -> Markup:
     counts = Counter(verdict.kind for verdict in verdicts)
     texts = [tag("span", kind + (f" ({number} of {len(verdicts)})" if len(verdicts) > 1 else ""),
                  class_=f"verdict {LOOKS.get(kind, 'open')}") for kind, number in counts.most_common()]
-    return tag("span", joined(texts, ", "))
+    return tag("span", joined(texts, ", "), class_="wrap")
 
 
 def _cell(text: str) -> Markup:
