@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from landscape.ascent import Gradient, norm
+from landscape.ascent import Gradient, norm, times
 from landscape.errors import InputError
 
 
@@ -41,12 +41,14 @@ class FriendlyDirection:
         """
         if not self.sigma or not gradient:
             return gradient
-        plain = {p: slope / scale for p, slope in gradient.items()}
+        slopes = list(times(gradient, 1 / scale).values()) if isinstance(scale, Tensor) else list(gradient.values())
         known = self.averages.get(group, {})
-        share = (norm(plain) > 0).double() * (1 - self.decay)
-        self.averages[group] = known | {p: known[p] + share.to(g.dtype) * (g - known[p]) if p in known else g.clone()
-                                        for p, g in plain.items()}
-        return {p: g - self.sigma * known[p] if p in known else g for p, g in plain.items()}
+        average = [known[p] if p in known else torch.zeros_like(p) for p in gradient]
+        # All of the first gradient, none of an absent group's, else 1 - decay.
+        share = torch.where(_length(average) > 0, _length(slopes).sign() * (1 - self.decay), _length(slopes).sign())
+        step = torch._foreach_mul(torch._foreach_sub(slopes, average), share.to(slopes[0].dtype))
+        self.averages[group] = known | dict(zip(gradient, torch._foreach_add(average, step)))
+        return dict(zip(gradient, torch._foreach_sub(slopes, average, alpha=self.sigma)))
 
     def by_parameter(self, parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
         """Return the averages as an optimizer's state: parameter's index -> name -> tensor."""
@@ -65,6 +67,10 @@ class FriendlyDirection:
 
 
 NAME = "average of "
+
+
+def _length(tensors: list[Tensor]) -> Tensor:
+    return norm(dict(enumerate(tensors)))
 
 
 def without_averages(state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:

@@ -196,6 +196,16 @@ def test_an_absent_group_leaves_its_average_alone():
     assert all(torch.equal(a, before[p]) for p, a in optimizer.direction.averages["tail"].items())
 
 
+def test_the_average_of_a_group_that_comes_late_starts_with_its_first_gradient():
+    late, prompt = make_net(), make_net()
+    optimizers = [ImbSAM(torch.optim.SGD(net.parameters(), lr=0.0), net, RHO, friendly=1.0) for net in (late, prompt)]
+    optimizers[0].step(closure_of(late, WITHOUT_2))
+    for optimizer, net in zip(optimizers, (late, prompt)):
+        optimizer.step(closure_of(net))
+    first, second = (list(optimizer.direction.averages["tail"].values()) for optimizer in optimizers)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
 EQUAL = [7, 7, 7]
 REDUCTIONS = {
     "Focal-SAM with rho=0 is SGD": (SGD, lambda b, n: FocalSAM(b, n, COUNTS, 0.0)),
