@@ -8,7 +8,7 @@ from analysis.case import Case
 from analysis.measures import measured, work
 from analysis.perturbations import null_alignment, region
 from analysis.pipeline import compute_curvature
-from analysis.settings import MeasureSettings, SpectrumSettings
+from analysis.settings import Making, MeasureSettings, SpectrumSettings
 from analysis.stored import OtherRecord
 from analysis.subject import Subject
 from checkpoints.errors import RecordError
@@ -19,6 +19,7 @@ from landscape.parameters import theta, trainable
 from landscape.training import TrainConfig, train, training_data
 
 SPECTRUM = SpectrumSettings(num_matvecs=12, num_probes=1, num_pairs=2, trace_probes=2, max_matvecs=40, dtype="float64", tol=1e-4)
+QUICK = Making(engine="reverse")     # nothing is traced
 SETTINGS = MeasureSettings(dtype="float64", batches=3, num_pairs=2)
 CONFIG = TrainConfig(dataset="synthetic", epochs=2, checkpoint_epochs=(1, 2), lr=0.05, head_rho=0.03, tail_rho=0.07)
 
@@ -30,7 +31,7 @@ def store(tmp_path_factory):
     with store.writer():
         train(CONFIG, data=data, recorder=store.recorder())
     for group in ("head", "tail", "all"):
-        compute_curvature(Subject.open(store), 2, group, SPECTRUM)
+        compute_curvature(Subject.open(store), 2, group, SPECTRUM, making=QUICK)
     return store
 
 
@@ -178,7 +179,7 @@ def test_a_record_is_stale_once_a_spectrum_it_read_is_computed_anew(store):
     assert not measured("ablation", cased(store))[1]
     with pytest.raises(OtherRecord, match="rho=None there, 0.2 here"):
         measured("ablation", cased(store, rho=0.2))
-    compute_curvature(Subject.open(store), 2, "tail", replace(SPECTRUM, seed=1), overwrite=True)
+    compute_curvature(Subject.open(store), 2, "tail", replace(SPECTRUM, seed=1), making=QUICK, overwrite=True)
     assert measured("ablation", cased(store))[1]
 
 
