@@ -47,6 +47,17 @@ def test_draws_are_averaged_before_seeds():
     assert (row["value"], row["high"]) == pytest.approx((3.0, expected.high))
 
 
+def test_draws_of_several_seeds_count_once_a_seed():
+    runs = []
+    for seed, draws in enumerate(((1, 2, 6), (5, 5, 5))):
+        run = fake_run("sgd", seed, epochs=(60,), groups=())
+        run.kept.append(tidy("alignment", 60, [{"group": "head", "draw": n, "value": value} for n, value in enumerate(draws)]))
+        runs.append(run)
+    row = measured.pooled(measured.rows(compare(runs), "alignment"), ["group"]).iloc[0]
+    expected = t_interval([3.0, 5.0], 0.95)
+    assert (row["value"], row["low"], row["num_seeds"]) == pytest.approx((4.0, expected.low, 2))
+
+
 def test_a_measurement_that_one_seed_lacks_is_refused_with_its_command():
     runs = compare([run_of(0), run_of(1, epochs=(60,))])
     with pytest.raises(RecordError, match="landscape measure quality runs/sgd-1 --epoch 0"):
