@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.ends import (Ends, Redrawn, batch_normalized, converged_ends, ends_by_steps, joined_ends, redrawn_ends,
-                           unchecked)
+from analysis.ends import (Ends, Redrawn, batch_normalized, converged_ends, ends_by_steps, images_that_fit, joined_ends,
+                           redrawn_ends, unchecked)
 from analysis.hessian import HessianOperator
 from analysis.settings import SpectrumSettings
 from analysis.table import Table, table
@@ -33,7 +33,7 @@ BEGUN = 40                      # Lanczos steps from which a converged pair is f
 MAX_MATVECS = 200               # products for it beyond them
 SUBSETS = (0.25, 0.5)           # of the group's images
 DRAWS = 2                       # of each size of subset
-LARGEST_BATCH = 1024            # images in the one batch that lends its statistics
+LARGEST_BATCH = 1024            # images in the one batch that lends its statistics, fewer where memory is short
 GRADIENTS = 2                   # that a product takes as long as
 AXES = ("reference", "probes", "steps", "augmentation", "loss", "split", "batchnorm", "subset")
 
@@ -136,9 +136,11 @@ class _Group:
         yield self.other_split, self._converged(operator), operator.num_samples
 
     def batchnorm(self) -> Iterator[Row]:
-        count = min(self.operator.num_samples, LARGEST_BATCH)
+        model, loss, count = self.subject.cast(self.dtype), self.subject.loss("CE"), self.operator.num_samples
+        images, labels = self.case.images(self.group)[0][0]
+        count = images_that_fit(model, loss, (images[:1], labels[:1]), min(count, LARGEST_BATCH))
         images, labels = map(torch.cat, zip(*_varied(self.case, max_samples=count).images(self.group)[0]))
-        operator = batch_normalized(self.subject.cast(self.dtype), self.subject.loss("CE"), (images, labels))
+        operator = batch_normalized(model, loss, (images, labels))
         yield "one batch", self._converged(operator), len(labels)
 
     def subset(self) -> Iterator[Row]:

@@ -7,10 +7,10 @@ from matrices import SPECTRA, matrix, seeded
 from networks import dense_hessian, images, losses
 from torch import nn
 
+from analysis.ends import (Redrawn, batch_normalized, converged_ends, ends_by_steps, images_that_fit, joined_ends, redrawn_ends,
+                           tridiagonal_ends, unchecked)
 from analysis.hessian import HessianOperator
 from analysis.operators import MatrixOperator
-from analysis.ends import (Redrawn, batch_normalized, converged_ends, ends_by_steps, joined_ends, redrawn_ends,
-                                 tridiagonal_ends, unchecked)
 from landscape.batchnorm import batch_statistics
 from landscape.errors import InputError
 
@@ -121,6 +121,19 @@ def test_batch_statistics_are_those_of_the_one_batch(model):
     del model.eval
     assert not torch.allclose(expected, dense_hessian(model, x, y))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_one_batch_is_no_larger_than_memory_allows(model, monkeypatch):
+    x, y = images(1)
+    few, many = (_fitting(model, (x, y), free, monkeypatch) for free in (1e5, 2e5))
+    assert 1 <= few < many <= 2 * few + 2
+    assert _fitting(model, (x, y), 1e12, monkeypatch) == 1000 and _fitting(model, (x, y), 1, monkeypatch) == 1
+    assert model.training
+
+
+def _fitting(model, image, free, monkeypatch):
+    monkeypatch.setattr("analysis.plan.budget", lambda memory, device: free)
+    return images_that_fit(model, losses, image, 1000)
 
 
 def test_a_network_without_statistics_has_none_of_a_batch():
