@@ -155,7 +155,7 @@ class MeasureSettings:
 
     groups: tuple[str, ...] = ("head", "tail")  # whose gradients, eigenvectors and images
     num_pairs: int | None = None    # most negative eigenvectors of each group; None: all that are stored
-    batches: int = 10               # mini-batches, or draws of noise
+    batches: int = 10               # mini-batches, draws of noise, starts or rounds
     max_samples: int | None = None  # images of a group, drawn with `seed`; None: all of them
     batch_size: int = 128           # images evaluated at once
     split: str = "train"            # train: un-augmented training images; test

@@ -19,8 +19,9 @@ HELP = "measure what sharpness-aware ascents, gradients and features do at the c
 
 TEXTS = {
     "num_pairs": "most negative eigenvectors of each group; default: all that are stored",
-    "batches": "mini-batches, or draws of noise; one gives no interval", "max_samples": "images of a group, drawn with --seed; "
-    "default: all", "batch_size": "images evaluated at once", "split": "un-augmented training images, or test images",
+    "batches": "mini-batches, draws of noise, starts (robustness) or rounds (cost); one gives no interval",
+    "max_samples": "images of a group, drawn with --seed; default: all",
+    "batch_size": "images evaluated at once", "split": "un-augmented training images, or test images",
     "rho": "radius of every ascent, in parameter units; default: the run's own", "dtype": "of gradients",
     "seed": "of subsets, mini-batches and noise"}
 KINDS = {"num_pairs": int, "max_samples": int, "rho": float}    # of settings whose default is None
