@@ -20,7 +20,7 @@ EVIDENCE = ("eps_g", "eps_H", "gradient_norm", "lambda_min", "lambda_max", "reso
 
 def verdict_of(member: Member, epoch: int, group: str, eps_g: float | None = None, eps_H: float | None = None) -> Verdict:
     """Return the verdict on one stored checkpoint of a run, its weight decay known."""
-    return judge(member.curvature(epoch, group), eps_g=eps_g, eps_H=eps_H, weight_decay=member.config.get("weight_decay"))
+    return judge(member.curvature(epoch, group), eps_g=eps_g, eps_H=eps_H, weight_decay=member.weight_decay)
 
 
 def verdict_frame(runs: Comparison, groups: Sequence[str], epoch: int | None = None, *, eps_g: float | None = None,

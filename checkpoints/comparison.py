@@ -74,6 +74,13 @@ class Member:
             epoch = config.get("drw_epoch")
         return epoch if epoch is not None and 0 < epoch < last else None
 
+    @property
+    def weight_decay(self) -> float | None:
+        """The weight decay that the run was trained with; None where nobody has stated it of imported weights."""
+        origin = getattr(self.run, "provenance", {})
+        known = "imported" not in origin or "weight_decay" in (origin.get("stated") or ["weight_decay"])
+        return self.config.get("weight_decay") if known else None
+
     def curvature(self, epoch: int, group: str) -> Curvature:
         """Return one record, or say what makes it."""
         if (epoch, group) not in self.curvatures:

@@ -14,7 +14,7 @@ from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from scripts.draw_figures import groups_with_spectra, open_runs
 from scripts.options import add_common_arguments, emit_json, say
-from scripts.show_run import add_tolerance_arguments
+from scripts.verdict_options import add_tolerance_arguments
 
 NAME = "compare"
 HELP = "put runs side by side: settings, accuracy, curvature, verdicts, differences"
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from analysis.side_by_side import side_by_side
     if not 0 < args.level < 1:
         raise RecordError(f"level={args.level} is out of range: expected 0 < level < 1")
+    if args.out and (args.out / "__init__.py").exists():
+        raise RecordError(f"out={args.out} is a folder of Python sources: choose another with --out DIR")
     runs = side_by_side(open_runs(args.runs))
     groups = tuple(args.group or groups_with_spectra(runs, args.epoch))
     tables, notes = _tables(args, runs, groups)
@@ -158,8 +160,6 @@ def _write(folder: Path, tables: dict[str, tuple]) -> list[Path]:
     """Write each table as CSV and LaTeX; return the paths."""
     from checkpoints.atomic import make_folder, write_text
     from figures import latex
-    if (folder / "__init__.py").exists():
-        raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
     make_folder(folder)
     files = []
     for name, (frame, printed) in tables.items():

@@ -12,8 +12,8 @@ from pathlib import Path
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell
-from scripts.show_run import stated_weight_decay
 from scripts.spectrum_words import TABLE_FROM, summary, told
+from scripts.verdict_options import stated_weight_decay
 
 NAME = "spectrum"
 HELP = "compute Hessian eigenspectra of class groups at the checkpoints of a run"

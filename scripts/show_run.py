@@ -16,6 +16,7 @@ from checkpoints.schema import read_record
 from checkpoints.store import RunStore
 from landscape.recipes import departures, recipe_named
 from scripts.options import add_common_arguments, emit_json, say
+from scripts.verdict_options import add_tolerance_arguments, stated_weight_decay
 
 NAME = "inspect"
 HELP = "show configuration, metrics and records of a run folder"
@@ -29,14 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder, as `landscape train` or a study made it")
     add_tolerance_arguments(parser)
     add_common_arguments(parser)
-
-
-def add_tolerance_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the tolerances of verdicts."""
-    parser.add_argument("--eps_g", type=float, help="gradient norm up to which a point counts as critical, in nats / parameter; "
-                        "default: eps_H^2 |theta| / (2 max|lambda|)")
-    parser.add_argument("--eps_H", type=float, help="depth from which curvature counts as negative, in nats / parameter^2; "
-                        "default: 0.01 max|lambda|")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,12 +65,6 @@ def known_config(store: RunStore) -> dict[str, Any]:
     if "imported" not in store.provenance or stated is None:
         return store.config
     return {name: value if name in stated or name in USED else UNKNOWN for name, value in store.config.items()}
-
-
-def stated_weight_decay(store: RunStore) -> float | None:
-    """Return the weight decay that a run was trained with; None where nobody has said."""
-    value = known_config(store).get("weight_decay")
-    return value if isinstance(value, (int, float)) else None
 
 
 def last_metrics(store: RunStore) -> dict[str, Any]:

@@ -190,3 +190,11 @@ def test_unequal_numbers_of_seeds_are_told_one_by_one():
     assert compare([fake_run("sgd", **FEW)]).seeds_in_words() == "one seed"
     runs = compare([*fake_runs(("sgd",), (0, 1), **FEW), fake_run("sam", **FEW)])
     assert runs.seeds_in_words(str.upper) == "seeds: 2 of SGD, 1 of SAM" and runs.num_seeds == 2
+
+
+@pytest.mark.parametrize("provenance, value", [({}, 0.002), ({"imported": {}, "stated": ["opt"]}, None),
+                                               ({"imported": {}, "stated": ["weight_decay"]}, 0.002), ({"imported": {}}, 0.002)])
+def test_the_weight_decay_of_imported_weights_is_known_where_it_was_stated(provenance, value):
+    run = fake_run("sgd", weight_decay=0.002, **FEW)
+    run.provenance = provenance
+    assert compare([run]).everyone[0].weight_decay == value

@@ -1,6 +1,7 @@
 """`landscape compare` on stored runs whose numbers are known."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -91,8 +92,9 @@ def test_what_a_run_does_not_hold_is_named_and_the_rest_is_shown(runs, tmp_path,
 
 @pytest.mark.parametrize("words, message", [
     (["{run}", "--level", "2"], "level=2.0 is out of range"), (["{run}", "--eps_g", "-1"], "eps_g=-1.0 is out of range"),
-    (["nowhere"], "nowhere: no run folder")])
-def test_mistakes_are_one_line(runs, capsys, words, message):
+    (["nowhere"], "nowhere: no run folder"), (["{run}", "--out", "figures"], "out=figures is a folder of Python sources")])
+def test_mistakes_are_one_line(runs, capsys, words, message, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     assert say(*(word.replace("{run}", str(runs[0])) for word in words)) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
