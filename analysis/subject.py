@@ -18,7 +18,7 @@ from analysis.settings import SpectrumSettings, SurfaceSettings
 from checkpoints.records import Checkpoint
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
-from landscape.configuration import TrainConfig
+from landscape.configuration import TrainConfig, TrainedConfig
 from landscape.contrastive import freeze_contrastive_heads
 from landscape.data import LongTailData, Split
 from landscape.errors import InputError
@@ -48,7 +48,7 @@ class Subject:
     def open(cls, store: RunStore, *, data_dir: Path | str | None = None, device: str = "auto",
              data: LongTailData | None = None, traces: dict | None = None) -> "Subject":
         """Load the data and build the model that a run's configuration names."""
-        config = TrainConfig.from_dict(store.config)
+        config = TrainedConfig.from_dict(store.config)
         data = training_data(config, data_dir, progress=False) if data is None else data
         return cls.of(config, data, device=device, store=store, traces=traces)
 

@@ -176,8 +176,10 @@ class TrainConfig:
     threads: int | None = setting(None, "CPU threads of torch; default: torch's", kind=int, low=1)
 
     def __post_init__(self):
-        object.__setattr__(self, "loss", loss_name(self.loss))
-        _sort_options(self)
+        if self._is_here("loss", LOSSES):
+            object.__setattr__(self, "loss", loss_name(self.loss))
+        if self._is_here("opt", FAMILY):
+            _sort_options(self)
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
@@ -185,6 +187,10 @@ class TrainConfig:
         if self.imb_factor is not None:
             object.__setattr__(self, "imb_factor", read_imb_factor(self.imb_factor)[0])
         _check_together(self)
+
+    def _is_here(self, name: str, table: Mapping[str, Any]) -> bool:
+        """Whether a loss or an optimizer must be one that is known here."""
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, fit for JSON."""
@@ -231,6 +237,16 @@ class TrainConfig:
         return frozenset({*self.checkpoint_epochs, self.epochs})
 
 
+class TrainedConfig(TrainConfig):
+    """The settings of a run that is only looked at: its optimizer and loss may be someone's own, which is not here.
+
+    Nothing that they name is imported.
+    """
+
+    def _is_here(self, name: str, table: Mapping[str, Any]) -> bool:
+        return getattr(self, name) in table
+
+
 def _sort_options(config: TrainConfig) -> None:
     """Check the optimizer's options, and move those that have a flag of their own there: one place for each value."""
     method(config.opt)
@@ -265,7 +281,7 @@ def _check_together(config: TrainConfig) -> None:
     if config.precision != "float32" and config.dtype != "float32":
         raise InputError(f"precision={config.precision!r} lowers float32: expected dtype='float32', not {config.dtype!r}, "
                          "or precision='float32'")
-    known = loss_options(config.loss)
+    known = loss_options(config.loss) if config._is_here("loss", LOSSES) else config.loss_options
     for option in config.loss_options:
         if option not in known:
             raise InputError(

@@ -143,12 +143,12 @@ def loss_options(name: str) -> dict[str, object]:
 
 def needs_cosine_head(name: str, **options) -> bool:
     """Tell whether a loss expects the cosines of a cosine head: only LDAM in the paper's form."""
-    return loss_name(name) == "LDAM" and options.get("form", "paper") == "paper"
+    return name == "LDAM" and options.get("form", "paper") == "paper"
 
 
 def needs_views(name: str) -> bool:
     """Tell whether a loss contrasts views of an image, and so needs views, and a network with projection heads: only BCL."""
-    return loss_name(name) == "BCL"
+    return name == "BCL"
 
 
 def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:

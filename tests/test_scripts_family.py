@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from torch.nn.functional import cross_entropy
 
 from checkpoints.store import RunStore
 from landscape.building import hyperparameters
 from landscape.configuration import TrainConfig
-from landscape.family import FAMILY
-from landscape.losses import LOSSES, loss_options
+from landscape.family import FAMILY, register_optimizer
+from landscape.losses import LOSSES, loss_options, register_loss
+from landscape.optimizers import SAM
 from landscape.training import train, training_data
 from scripts.cli import main
 
@@ -86,3 +88,24 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, capsys, words, tol
     assert main([*QUICK, *words, "--quiet", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_run_is_analysed_where_its_own_optimizer_and_loss_are_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("landscape.family.FAMILY", dict(FAMILY))
+    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    register_optimizer("gone", lambda optimizer, model, *, amount=0.1, **options: SAM(optimizer, model, amount, **options))
+    register_loss("lost", lambda class_counts: lambda logits, targets: cross_entropy(logits, targets, reduction="none"))
+    config = TrainConfig(dataset="synthetic", arch="mlp", eta=30, opt="gone", opt_options={"amount": 0.2}, loss="lost", epochs=1)
+    data = training_data(config)
+    store = RunStore.create(tmp_path / "run", config.resolved(data).stored(), provenance={"data_hash": data.hash})
+    with store.writer():
+        train(config, data=data, recorder=store.recorder())
+        store.mark_finished()
+    monkeypatch.undo()
+    words = ["spectrum", str(store.path), "--group", "tail", "--max_samples", "20", "--num_probes", "1", "--num_matvecs", "5",
+             "--num_pairs", "1", "--quiet"]
+    assert main(words) == 0 and main(["inspect", str(store.path)]) == 0
+    assert main([*words, "--loss", "training", "--overwrite"]) == 2
+    assert "loss='lost' is unknown: expected one of CE" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(store.path), "--quiet"]) == 2
+    assert "is unknown: expected one of" in capsys.readouterr().err
