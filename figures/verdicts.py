@@ -82,7 +82,7 @@ def key(opt: str) -> Markup:
 
 def _judged(member: Member, epoch: int, group: str) -> tuple[Member, Curvature, Verdict]:
     record = member.curvature(epoch, group)
-    return member, record, judge(record, weight_decay=member.config.get("weight_decay"))
+    return member, record, judge(record, weight_decay=member.weight_decay)
 
 
 def _named(group: str, opt: str) -> Markup:
