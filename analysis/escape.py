@@ -26,6 +26,7 @@ from analysis.surface import loss_surface
 from analysis.table import Table, table
 from checkpoints.records import Surface
 from landscape.batchnorm import evaluation_mode
+from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.parameters import theta
 
@@ -96,6 +97,8 @@ def walk(model: nn.Module, samples: Mapping[str, Sample], group: str, direction:
 
     side = FIRST * 10 ** (np.arange(3 * PER_DECADE + 1) / PER_DECADE)
     line, limit = at(np.r_[-side[::-1], 0.0, side]), float(theta(model).double().norm())
+    if not np.isfinite(line.loss[line.groups.index(group), line.alpha == 0]).all():
+        raise InputError(f"the loss of {group} is not finite at the checkpoint itself: there is nothing to walk down from")
     while (more := _farther(line, group, limit)).size:
         line = joined(line, at(more))
     line = joined(line, at(finer)) if (finer := _finer(line, group)).size else line
@@ -135,7 +138,7 @@ def lowest_point(model: nn.Module, samples: Mapping[str, Sample], group: str, di
 def _farther(line: Surface, group: str, limit: float) -> np.ndarray:
     """Return the next third of a decade beyond an end that is the lowest point, as long as it is within the limit."""
     losses = line.loss[line.groups.index(group)]
-    place = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 1
+    place = int(np.nanargmin(losses))
     end = float(line.alpha[place])
     if 0 < place < len(losses) - 1 or abs(end) >= limit:
         return np.empty(0)
@@ -145,7 +148,7 @@ def _farther(line: Surface, group: str, limit: float) -> np.ndarray:
 def _finer(line: Surface, group: str) -> np.ndarray:
     """Return points between the neighbors of the lowest one, where it is neither an end nor the checkpoint."""
     losses = line.loss[line.groups.index(group)]
-    place = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
+    place = int(np.nanargmin(losses))
     if place in (0, len(losses) - 1) or line.alpha[place] == 0:
         return np.empty(0)
     return np.linspace(line.alpha[place - 1], line.alpha[place + 1], FINER + 2)[1:-1]

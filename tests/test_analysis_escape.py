@@ -10,6 +10,7 @@ from torch import nn
 from analysis.directions import Direction
 from analysis.escape import POINTS, Sample, joined, losses_at, lowest_point, walk
 from analysis.slices import predicted, trust_radius
+from landscape.errors import InputError
 from landscape.parameters import moved_to, theta
 
 
@@ -133,6 +134,14 @@ def test_points_are_finer_about_the_lowest_and_their_number_is_forecast(linear):
     line = walk(model, samples, "head", unit(torch.tensor([0.6, 0.8], dtype=torch.float64)), counted.append)
     assert (np.diff(line.alpha) > 0).all() and 0.0 in line.alpha
     assert len(line.alpha) <= POINTS and sum(counted) == pytest.approx(POINTS * 9 / 3, rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_at_the_checkpoint_is_one_error(linear):
+    model, samples = linear
+    with torch.no_grad():
+        model.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="loss of head is not finite"):
+        walk(model, samples, "head", unit(torch.tensor([0.6, 0.8], dtype=torch.float64)))
 
 
 def test_float32_walks_tell_their_rounding(smooth):
