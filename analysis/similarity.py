@@ -13,6 +13,7 @@ their sums over batches and their products in float64. A gradient of zero has no
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -26,7 +27,9 @@ from analysis.perturbations import drawn, null_alignment
 from analysis.table import LEVEL, Table, table
 from checkpoints.records import Estimate
 from landscape.batchnorm import batch_statistics, evaluation_mode
+from landscape.configuration import TrainConfig
 from landscape.errors import InputError
+from landscape.losses import build_loss, loss_options, needs_views
 from landscape.parameters import trainable
 
 STATISTICS = ("running", "batch")
@@ -36,11 +39,13 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 def similarity(case) -> Table:
     """Return the mean cosine of group and class gradients with those of mini-batches of a `Case`; one row a group or class.
 
-    The loss is the run's training loss, without deferred re-weighting; classes are the two largest and the two smallest.
+    The loss is the run's training loss, without deferred re-weighting; of one that contrasts views, its part on the logits,
+    LA. Classes are the two largest and the two smallest.
     with_head and with_tail are the cosines with the whole gradients of these, where they are among the groups.
     """
     subject, settings = case.subject, case.settings
-    model, loss, config = subject.cast(settings.dtype), subject.loss("training"), subject.config
+    model, config = subject.cast(settings.dtype), _of_logits(subject.config)
+    loss = build_loss(config.loss, subject.data.counts, **config.loss_options)
     gradients = {}
     for name in _names(case):
         gradients[name] = mean_gradient(model, loss, case.images(name)[0])
@@ -56,6 +61,13 @@ def similarity(case) -> Table:
              "loss": config.loss, "level": LEVEL, "interval": f"{settings.batches} mini-batches", "d": size,
              "null": null_alignment(size)}
     return table(rows, {}, about)
+
+
+def _of_logits(config: TrainConfig) -> TrainConfig:
+    if not needs_views(config.loss):
+        return config
+    tau = config.loss_options.get("tau", loss_options(config.loss)["tau"])
+    return replace(config, loss="LA", loss_options={"tau": tau})
 
 
 def work(case) -> int:
