@@ -7,6 +7,7 @@ the width of the page, the drawing continues them below, rows named again.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -90,17 +91,20 @@ def column_widths(figure: Figure, table: Printed) -> tuple[float, list[float]]:
 
 
 def fitting(widths: Sequence[float], room: float) -> list[list[int]]:
-    """Return the columns in parts, each no wider than `room` where a column by itself is not.
+    """Return the columns in as few parts as `room` allows, each no wider than it where a column by itself is not.
 
-    >>> fitting([1.0, 1.0, 1.5, 9.0], 2.5)
-    [[0, 1], [2], [3]]
+    Parts are of nearly equal numbers of columns where these fit.
+
+    >>> fitting([1.0, 1.0, 1.5, 9.0], 2.5), fitting([1.0, 1.0, 1.0, 1.0], 3.0)
+    ([[0, 1], [2], [3]], [[0, 1], [2, 3]])
     """
     parts: list[list[int]] = [[]]
     for index, width in enumerate(widths):
         if parts[-1] and sum(widths[i] for i in parts[-1]) + width > room:
             parts.append([])
         parts[-1].append(index)
-    return parts
+    even = [part.tolist() for part in np.array_split(np.arange(len(widths)), len(parts))]
+    return even if all(sum(widths[i] for i in part) <= room for part in even) else parts
 
 
 def changes(keys: Sequence[str]) -> tuple[int, ...]:
