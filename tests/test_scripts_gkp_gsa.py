@@ -44,6 +44,8 @@ def test_its_spectrum_is_of_ce_on_the_logits_and_leaves_the_heads_out(run, capsy
     stored = subject.checkpoint.arrays      # they are in the checkpoint, and loaded
     assert all(torch.equal(subject.model.state_dict()[name], torch.tensor(value)) for name, value in stored.items())
     assert any(name.startswith(HEADS) for name in stored)
+    for measure in ("alignment", "similarity", "quality"):      # mini-batches are drawn as they were trained on
+        assert main(["measure", measure, str(run), "--group", "tail", "--max_samples", "20", "--quiet"]) == 0
 
 
 def test_its_training_loss_is_no_function_of_the_logits(run):
