@@ -28,18 +28,19 @@ from figures.options import Options
 from figures.panels import panels
 from figures.tables import Printed, changes
 
+WITHOUT_RADIUS = ("sgd", "pgd", "lpfsgd")       # they move at random, or not at all, before the gradient is taken
 LEVEL = (0, (4, 2))     # line of what has no radius
 EFFECTS = ("all", "tail", "lambda_min", "lambda_max")
 EFFECT_HEADS = ("all [%]", "tail [%]", r"tail $\lambda_{\min}$", r"tail $\lambda_{\max}$")
 
 
 def radius(config: Mapping[str, Any]) -> float | None:
-    """Return the radius of a run's optimizer: SSE-SAM's is the tail's; None for SGD, which has none."""
-    if config["opt"] == "sgd":
+    """Return the radius of a run's optimizer: SSE-SAM's is the tail's; None where it has none, or the run does not say."""
+    if config["opt"] in WITHOUT_RADIUS:
         return None
-    if config["opt"] == "ssesam":
-        return float(config["tail_rho"])
-    return float((config.get("opt_options") or {}).get("rho", config["rho"]))
+    name = "tail_rho" if config["opt"] == "ssesam" else "rho"
+    value = (config.get("opt_options") or {}).get(name, config.get(name))
+    return None if value is None else float(value)
 
 
 def rho_sweep_table(runs: Comparison, options: Options) -> pd.DataFrame:

@@ -57,7 +57,7 @@ def test_a_sweep_of_one_radius_and_one_with_two_pools_at_a_radius_are_refused():
 
 def test_a_radius_among_the_optimizers_own_options_is_found():
     assert sweep.radius({"opt": "asam", "opt_options": {"rho": 0.5}, "rho": 0.05}) == 0.5
-    assert sweep.radius({"opt": "sgd", "rho": 0.05}) is None
+    assert sweep.radius({"opt": "sgd", "rho": 0.05}) is None and sweep.radius({"opt": "ssesam"}) is None
 
 
 def switched(seeds=(0, 1)):
