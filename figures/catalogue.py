@@ -17,8 +17,8 @@ from analysis import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, LOSS, RADII
-from figures import (accuracy, classwise, cost, escape, history, latex, mechanism, overview, quality, robustness, saddle,
-                     spectrum, style, surface, sweep, toy, trajectory)
+from figures import (accuracy, classwise, cost, drawn, escape, history, latex, mechanism, overview, quality, robustness,
+                     saddle, spectrum, style, surface, sweep, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -70,7 +70,7 @@ CATALOGUE = {
                       "spectra, metrics", _LYU + ", overview", quantity="spectral density, lambda_min, test accuracy",
                       command=_SWEEP),
     "spectra": Entry(spectrum.draw_spectra, "spectral density with lambda_min, lambda_max, trace", "spectra",
-                     _RANGWANI + ", class-wise spectra", item=1, quantity=f"{_DENSITY}, {_ENDS}, trace"),
+                     _RANGWANI + ", class-wise spectra", drawn.densities, item=1, quantity=f"{_DENSITY}, {_ENDS}, trace"),
     "extreme_ratio": Entry(saddle.draw_extreme_ratio, "|lambda_min| / |lambda_max| over epochs", "spectra of several epochs",
                            _RANGWANI + ", non-convexity dynamics", _over_epochs("extreme_ratio"), item=2,
                            quantity="extreme_ratio", command=_SWEEP),
@@ -115,11 +115,11 @@ CATALOGUE = {
                     "escape", "none; its own quantity", escape.escape_table, quantity="loss",
                     command=_MEASURE.format("escape")),
     "lines": Entry(surface.draw_lines, "loss along lines, with its quadratic prediction and how far that holds", "lines",
-                   "Li et al. 2018", item=11, quantity="loss", command=SURFACE + " --directions tail:min"),
+                   "Li et al. 2018", drawn.lines, item=11, quantity="loss", command=SURFACE + " --directions tail:min"),
     "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes", "Li et al. 2018; Chen et al. 2026, Fig. 2",
-                     item=11, quantity="loss", command=SURFACE),
-    "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018", item=11,
-                        quantity="loss", command=SURFACE),
+                     drawn.planes, item=11, quantity="loss", command=SURFACE),
+    "surface_3d": Entry(surface.draw_surface_3d, "loss on a plane, in three dimensions", "planes", "Li et al. 2018", drawn.planes,
+                        item=11, quantity="loss", command=SURFACE),
     "trajectory": Entry(trajectory.draw_trajectory, "the path of training over contours of the loss, distances and barriers",
                         "planes through checkpoints", "Chen et al. 2026, Fig. 1; Li et al. 2018", trajectory.trajectory_table,
                         item=12, quantity="loss, barrier", command=SURFACE + " --directions pca"),

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from fabricated_runs import fake_runs
+
+from checkpoints.comparison import compare
+from figures import Options, draw, drawn
+from figures.catalogue import CATALOGUE
+from figures.surface import quadratic_prediction
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return compare(fake_runs(("sgd", "ssesam"), (0,), epochs=(60,), probes=2, steps=6))
+
+
+def test_every_figure_but_the_overview_of_them_has_its_numbers_beside_it():
+    assert [name for name, entry in CATALOGUE.items() if entry.table is None] == ["overview"]
+
+
+def test_the_densities_are_those_of_the_lines_drawn(runs):
+    table = drawn.densities(runs, Options())
+    figure = draw("spectra", runs)
+    curves = [line.get_xydata() for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 100]
+    assert len(curves) == 4
+    for group in ("head", "tail"):
+        rows = table.loc["ssesam"].query("group == @group")
+        assert any(curve.shape[0] == len(rows) and np.allclose(curve[:, 1], np.maximum(rows["density"], curve[:, 1].min()))
+                   for curve in curves), group      # drawn down to a floor
+    assert (table["low"] <= table["high"] + 1e-15).all() and set(table["epoch"]) == {60}
+
+
+def test_lines_come_with_their_prediction(runs):
+    table = drawn.lines(runs, Options()).loc["sgd"]
+    record = runs.surface("sgd", "tail-lambda_min")
+    tail = table.query("group == 'tail' and surface == 'tail-lambda_min'")
+    np.testing.assert_array_equal(tail[["alpha", "loss"]].to_numpy().T, [record.alpha, record.loss[1]])
+    np.testing.assert_array_equal(tail["predicted"], quadratic_prediction(record, "tail"))
+    here = tail[tail["alpha"].abs() < 1e-9]
+    np.testing.assert_allclose(here["predicted"], here["loss"])
+    assert quadratic_prediction(record, "head") is None and table.query("group == 'head'")["predicted"].isna().all()
+
+
+def test_planes_hold_every_point_of_the_plane_drawn(runs):
+    table = drawn.planes(runs, Options(groups=("tail",))).loc["ssesam"]
+    record = runs.surface("ssesam", "random-plane")
+    assert set(table["group"]) == {"tail"} and set(table["surface"]) == {"random-plane"}
+    grid = table.pivot(index="alpha", columns="beta", values="loss")
+    np.testing.assert_array_equal(grid.to_numpy(), record.loss[1])
+    np.testing.assert_array_equal(grid.columns, record.beta)
