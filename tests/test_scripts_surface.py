@@ -7,6 +7,7 @@ import pytest
 from checkpoints.store import RunStore
 from scripts.cli import main
 from scripts.compute_surface import _barrier
+from scripts.study_plan import Study
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,11 @@ def test_wrong_words_are_one_line_and_status_2(run, capsys, words, told):
     assert landscape("surface", run, *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and told in lines[0] and before == files()
+
+
+def test_a_study_keeps_the_checkpoints_that_its_surfaces_lead_through():
+    study = Study.from_dict({"name": "s", "train": {"dataset": "synthetic", "epochs": 9}, "methods": {"sgd": {"opt": "sgd"}},
+                             "surfaces": [{"directions": ["epoch:2", "epoch:5"], "epoch": 7}]})
+    run, = study.runs()
+    assert {2, 5, 7, 9} <= set(run.config.checkpoint_epochs)
+    assert run.surfaces[0][0] == "epoch-0007-epoch-2_epoch-5-2d"
