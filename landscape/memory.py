@@ -8,8 +8,10 @@ With features a_i of class c on training images, in evaluation mode and without 
 
 and after an epoch class c keeps the present parameters where Q_c is above that of those it has (equation 1). Test images are
 never looked at, in neither form. Q is no invariant: features that are all larger are of another quality, so an epoch in
-which training overshoots may be the best of a class. Classes whose best epoch is the same share one copy, so that the memory holds at most one
-copy an epoch, whatever the number of classes.
+which training overshoots may be the best of a class.
+
+Classes whose best epoch is the same share one copy, so that the memory holds at most one copy an epoch, whatever the number
+of classes.
 """
 
 from collections.abc import Mapping
