@@ -15,7 +15,8 @@ from figures import Options, catalogue, draw, style
 from figures.glossary import QUANTITIES
 
 FIGURES = sorted(catalogue.CATALOGUE)
-DRAWINGS = [(name, width) for width in style.WIDTHS for name in FIGURES]
+DRAWINGS = [pytest.param(name, width, marks=[] if width == "two" else pytest.mark.slow)     # a second each
+            for width in style.WIDTHS for name in FIGURES]
 drawings = pytest.mark.parametrize("name, width", DRAWINGS)
 
 
