@@ -5,12 +5,14 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell, tell_reading
 
 NAME = "study"
-HELP = "run a whole study: training, spectra, surfaces, figures, tables"
+HELP = "run a whole study: training, spectra, surfaces, measures, figures, tables and a report"
+MECHANISM = ("alignment", "amplification", "toy", "ablation", "similarity", "quality")     # on the report where they are drawn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compute what is not stored yet, draw everything, print the tables and name the picture to open."""
+    """Compute what is not stored yet, draw everything, print the tables and name the page to open."""
     from scripts.study_plan import Study
     study = Study.read(args.study)
     if args.print_config:
@@ -41,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
     if (status := _compute(args, study, runs, folder, len(data.train))) is not None:
         return status
     pictures = _draw(args, study, runs, folder)
+    page = _write_page(args, study, runs, folder)
     document = _summarize(args, folder, study, runs, time.perf_counter() - started)
     emit_json(args, document)
-    say(args, f"\nopen {pictures[0]}")
+    say(args, f"\nopen {page or pictures[0]}")
     return 0
 
 
@@ -139,6 +142,22 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     if not pictures:
         raise RecordError(f"{folder}: no figure could be drawn; {'; '.join(reasons[:1])}")
     return sorted(pictures, key=lambda path: path.suffix != ".png")
+
+
+def _write_page(args: argparse.Namespace, study, runs, folder: Path) -> Path | None:
+    """Write the report of all runs beside them, its surface interactive where plotly is installed."""
+    if not study.figures.get("page", True):
+        return None
+    from figures.options import Options
+    from figures.report import page_of
+    from scripts.draw_figures import compare_folders
+    from scripts.write_report import FILE, write_page
+    still = find_spec("plotly") is None
+    with Progress(None, "report", quiet=args.quiet or args.json, unit="part") as bar:
+        page = page_of(compare_folders([folder / run.name for run in runs]), Options(groups=runs[0].groups), still=still,
+                       figures=[name for name in study.figures.get("names", ()) if name in MECHANISM],
+                       command=["landscape", "report", str(folder)], told=lambda name: bar.update())
+    return write_page(folder / FILE, page)
 
 
 def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: float) -> dict:

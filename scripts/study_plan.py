@@ -5,7 +5,7 @@
     workers = 0                [spectrum]     groups, epochs and the settings of `landscape spectrum`
                                [[surfaces]]   epoch, seeds and the settings of `landscape surface`; any number of them
                                [measures]     names, epochs, seeds and the settings of `landscape measure`
-                               [figures]      names, format, dpi
+                               [figures]      names, format, dpi; page = false for no report.html
 """
 
 import difflib
@@ -151,7 +151,7 @@ class Study:
         _known("[measures]", self.measures, [f.name for f in fields(MeasureSettings)] + ["names", "epochs", "seeds"])
         _lists("[measures]", self.measures, names=str, epochs=int, seeds=int)
         _known("[measures] names", dict.fromkeys(self.measures.get("names", ())), tuple(MEASURES))
-        _known("[figures]", self.figures, ["names", "format", "dpi"])
+        _known("[figures]", self.figures, ["names", "format", "dpi", "page"])
         _lists("[spectrum]", self.spectrum, epochs=int, groups=str)
         _lists("[figures]", self.figures, names=str, format=str)
         for key, choices in (("names", FIGURES), ("format", FORMATS)):
@@ -163,6 +163,8 @@ class Study:
                                  "or class:N")
         if not isinstance(self.figures.get("dpi", 200), int) or not 50 <= self.figures.get("dpi", 200) <= 1200:
             raise InputError(f"[figures] dpi={self.figures['dpi']!r} is out of range: expected 50 <= dpi <= 1200")
+        if not isinstance(self.figures.get("page", True), bool):
+            raise InputError(f"[figures] page={self.figures['page']!r} is out of range: expected true or false")
         whole = isinstance(self.seeds, tuple) and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
         if not (whole and self.seeds):
             raise InputError(f"seeds={self.seeds!r} is out of range: expected a list of integers >= 0, one a run")

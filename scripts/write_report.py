@@ -43,10 +43,16 @@ def run(args: argparse.Namespace) -> int:
     with Progress(None, "report", quiet=args.quiet or args.json, unit="part") as progress:
         page = page_of(runs, _options(args, runs), still=args.static, figures=_more(args.figures), command=_command(args, path),
                        told=lambda name: (progress.set_description(name), progress.update()), **title)
-    make_folder(path.parent)
-    write_text(path, page.html)
+    write_page(path, page)
     _tell(args, path, page, runs)
     return 0
+
+
+def write_page(path: Path, page) -> Path:
+    """Write a page, its folder too, and return where it is."""
+    make_folder(path.parent)
+    write_text(path, page.html)
+    return path
 
 
 def _options(args: argparse.Namespace, runs: Comparison):

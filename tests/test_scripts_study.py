@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ batches = 2
 names = ["overview"]
 format = ["png"]
 dpi = 60
+page = false
 """
 
 
@@ -85,6 +87,18 @@ def test_a_study_ends_with_tables_a_summary_and_the_picture_to_open(finished, st
     summary = json.loads((finished / "summary.json").read_text())
     assert {row["opt"] for row in summary["accuracy"]} == {"sgd", "ssesam"}
     assert {(row["epoch"], row["group"]) for row in summary["curvature"]} == {(e, g) for e in (1, 2) for g in ("head", "tail")}
+
+
+def test_a_study_ends_with_a_page_where_it_is_not_told_otherwise(finished, tmp_path, capsys):
+    folder, path = tmp_path / "paged", tmp_path / "paged.toml"
+    shutil.copytree(finished, folder)
+    path.write_text(TINY.replace("page = false", "page = true"), encoding="utf-8")
+    (folder / "study.toml").unlink()
+    (folder / "study.toml").write_text(Study.read(str(path)).as_toml(), encoding="utf-8")
+    assert main(["study", str(path), "--out", str(folder)]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"open {folder / 'report.html'}"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Verdicts after epoch 2" in page and "landscape report" in page
 
 
 def test_a_finished_study_computes_nothing_again(finished, study_file, monkeypatch):
@@ -195,7 +209,7 @@ def test_the_digits_study_has_four_methods_and_three_seeds():
     (dict(spectrum={"num_probes": "2"}), "num_probes='2'"), (dict(figures={"format": "png"}), "list of str"),
     (dict(measures={"names": ["alignmnt"]}), "did you mean alignment"), (dict(measures={"batches": 0}), "batches=0"),
     (dict(measures={"names": ["alignment"], "epochs": [5]}), "alignment needs spectra at epoch 5"),
-    (dict(figures={"dpi": "x"}), "dpi='x'"), (dict(name="../up"), "name='../up'"),
+    (dict(figures={"dpi": "x"}), "dpi='x'"), (dict(figures={"page": 1}), "page=1"), (dict(name="../up"), "name='../up'"),
     (dict(methods={"../up": {"opt": "sam"}}), "name='../up'"),
     (dict(surfaces=[{"points": 3}, {"points": 5}]), "would share the file"),
     (dict(surfaces=[{"directions": "eigen", "group": "few"}]), "needs the spectrum of few"),
