@@ -120,7 +120,7 @@ class _Group:
     def augmentation(self) -> Iterator[Row]:
         count = self.operator.num_samples
         yield "fixed", self._converged(self._hessian(self._augmented(0))), count
-        engine = "jvp" if self.operator.engine.startswith("linearized") else self.operator.engine
+        engine = "reverse" if self.operator.engine.startswith("linearized") else self.operator.engine   # a trace costs more
         model, loss = self.subject.cast(self.dtype), self.subject.loss("CE")
         redrawn = Redrawn(lambda k: unchecked(model, loss, self._augmented(k), engine))
         ends, self.inconsistency = redrawn_ends(redrawn, num_matvecs=NUM_MATVECS, generator=self._generator(),
