@@ -56,6 +56,8 @@ class Progress:
         if self._bar is not None:
             self._bar.initial += n
             self._bar.update(n)
+        elif self._is_due():
+            self._print_line()
 
     def recalled(self, n: int) -> None:
         """Take `n` of the steps counted by now, or by the next `update`, for those of an earlier process."""
