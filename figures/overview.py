@@ -22,6 +22,7 @@ from figures.options import Options
 from figures.saddle import over_epochs, plot_over_epochs, set_lambda_min_limits
 from figures.spectrum import Scale, density_grid, scale_of, set_eigenvalue_axis, smoothed
 
+PERCENT = "\u00a0%"      # no line is broken before it
 TITLE = "Did training leave the saddle?"
 MEANING = {"head": "head: the frequent classes", "tail": "tail: the rare classes"}
 
@@ -98,10 +99,10 @@ def findings(pools: Mapping[str, Mapping[str, Sequence[Curvature]]], accuracy: p
     for group, by_opt in pools.items():
         depths = {opt: summary.pooled(pool, "lambda_min").value for opt, pool in by_opt.items()}
         bends = [_bends_down(record) for pool in by_opt.values() for record in pool]
-        text = (f"{style.group_name(group).capitalize()}: {sum(bends)} of {len(bends)} runs verified to bend down, "
+        text = (f"{style.group_name(group).capitalize()}: {sum(bends)} of {len(bends)} runs with verified negative curvature, "
                 + r"$\lambda_{\min}$ " + _range(depths))
         shares = (100 * accuracy[group]).dropna().to_dict()
-        sentences.append(text + (f"; test accuracy {_range(shares, '.1f', ' %')}." if shares else "."))
+        sentences.append(text + (f"; test accuracy {_range(shares, '.1f', PERCENT)}." if shares else "."))
     return "\n".join(sentences)
 
 

@@ -20,12 +20,13 @@ import tomli_w
 from analysis.measures import MEASURES
 from analysis.settings import MeasureSettings, SpectrumSettings, SurfaceSettings, surface_name
 from checkpoints.layout import check_name
+from figures.catalogue import CATALOGUE
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.recipes import filled
 
 FIGURES = ("overview", "spectra", "extreme_ratio", "negative_mass", "lambda_min", "surface", "surface_3d", "lines",
-           "accuracy_curves", "accuracy_table", "curvature_table", "alignment", "amplification", "toy")
+           "accuracy_curves", "accuracy_table", "curvature_table", "alignment")
 DIGITS = {
     "name": "digits",
     "seeds": [0, 1, 2],
@@ -43,7 +44,7 @@ DIGITS = {
         {"seeds": [0], "epoch": 40, "directions": "random", "dims": 2, "points": 15, "span": 0.5},
         {"seeds": [0], "epoch": 40, "directions": "eigen", "group": "tail", "dims": 1, "points": 41, "span": 0.5},
     ],
-    "measures": {"names": ["alignment", "amplification", "toy"], "batches": 5},
+    "measures": {"names": ["alignment"], "epochs": [10, 40], "batches": 5},
     "figures": {"names": list(FIGURES), "format": ["png", "pdf"], "dpi": 200},
 }
 PRESETS = {"digits": DIGITS}
@@ -154,7 +155,7 @@ class Study:
         _known("[figures]", self.figures, ["names", "format", "dpi", "page"])
         _lists("[spectrum]", self.spectrum, epochs=int, groups=str)
         _lists("[figures]", self.figures, names=str, format=str)
-        for key, choices in (("names", FIGURES), ("format", FORMATS)):
+        for key, choices in (("names", tuple(CATALOGUE)), ("format", FORMATS)):
             for name in self.figures.get(key, ()):
                 _known(f"[figures] {key}", {name: None}, choices)
         for group in self.spectrum.get("groups", ()):

@@ -117,10 +117,11 @@ def _train(config, data, store, part: "Part", asked: Callable[[], bool]) -> None
         part.skip(epochs * steps + inside)
         result = train(config, data=data, recorder=recorder, on_step=part.work, stop=asked,
                        progress=lambda row: store.log(row_line(row, config.epochs)))
-        if result.stopped:
-            raise Stopped
-        store.mark_finished()
-        store.log("finished")
+        if not result.stopped:
+            store.mark_finished()
+        store.log("stopped as asked" if result.stopped else "finished")
+    if result.stopped:
+        raise Stopped
 
 
 def cost(run: Run, num_images: int) -> int:

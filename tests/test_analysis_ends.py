@@ -15,6 +15,7 @@ from landscape.batchnorm import batch_statistics
 from landscape.errors import InputError
 
 OUTLIERS = SPECTRA["outliers"]
+ROUNDING = 1e-12
 
 
 class Normalized(nn.Module):
@@ -43,7 +44,7 @@ def test_ends_move_outward_with_every_step_and_stay_within_the_spectrum():
     found = ends_by_steps(matrix(OUTLIERS), (5, 10, 20, 200, 201), seeded())
     assert list(found) == [5, 10, 20, 200]
     lowers, uppers = ([getattr(ends, name) for ends in found.values()] for name in ("lower", "upper"))
-    assert lowers == sorted(lowers, reverse=True) and uppers == sorted(uppers)
+    assert (np.diff(lowers) <= ROUNDING).all() and (np.diff(uppers) >= -ROUNDING).all()
     assert lowers[-1] == pytest.approx(OUTLIERS[0]) and uppers[-1] == pytest.approx(OUTLIERS[-1])
     assert all(ends.num_matvecs == m for m, ends in found.items())
 

@@ -24,8 +24,8 @@ def test_findings_are_the_records_extremes(runs):
     pools, table = pools_of(runs, "tail"), summary.accuracy_table(runs, groups=("tail",))
     sentence = overview.findings(pools, table)
     depths = {opt: summary.number_text(summary.pooled(pool, "lambda_min").value) for opt, pool in pools["tail"].items()}
-    low, high = (f"{100 * table.loc[opt, 'tail']:.1f} %" for opt in ("sgd", "ssesam"))
-    assert sentence == (rf"Tail: 4 of 4 runs verified to bend down, $\lambda_{{\min}}$ {depths['sgd']} (SGD) to "
+    low, high = (f"{100 * table.loc[opt, 'tail']:.1f}{overview.PERCENT}" for opt in ("sgd", "ssesam"))
+    assert sentence == (rf"Tail: 4 of 4 runs with verified negative curvature, $\lambda_{{\min}}$ {depths['sgd']} (SGD) to "
                         f"{depths['ssesam']} (SSE-SAM); test accuracy {low} (SGD) to {high} (SSE-SAM).")
 
 
@@ -34,7 +34,7 @@ def test_only_verified_negative_curvature_counts(runs):
     doubtful = replace(pool[0], eigenpairs=fake_pairs(pool[0].eigenpairs.values, verified=False))
     convex = replace(pool[0], eigenpairs=fake_pairs(np.array([0.1, 0.2, 3.0, 4.0])))
     table = summary.accuracy_table(runs, groups=("tail",))
-    assert "1 of 3 runs verified" in overview.findings({"tail": {"sgd": [pool[0], doubtful, convex]}}, table)
+    assert "1 of 3 runs with verified" in overview.findings({"tail": {"sgd": [pool[0], doubtful, convex]}}, table)
 
 
 def test_one_optimizer_has_no_range():

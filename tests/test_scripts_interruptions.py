@@ -22,6 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGE = 1 << 30
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_terminal():
+    """Undo what a shell does to what it runs in the background, which ignores SIGINT and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     path = tmp_path_factory.mktemp("straight") / "run"
