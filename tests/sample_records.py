@@ -67,7 +67,8 @@ def measurement(name: str = "alignment", epoch: int = 2, **changes) -> Measureme
     fields = dict(
         name=name, epoch=epoch, labels={"group": ("head", "tail", "tail"), "perturbation": ("sam", "sam", "imbsam")},
         numbers={"value": np.array([0.25, np.nan, -0.0]), "eigenvalue": np.array([-1.0, -2.0, -np.inf])},
-        units={"value": "1", "eigenvalue": "nats / parameter^2"}, about={"d": 40, "null": 0.126, "rho": {"sam": 0.05}, "seeds": [0, 1]},
+        units={"value": "1", "eigenvalue": "nats / parameter^2"},
+        about={"d": 40, "null": 0.126, "rho": {"sam": 0.05}, "seeds": [0, 1]},
         provenance={"data_hash": "abc"})
     return Measurement(**fields | changes)
 

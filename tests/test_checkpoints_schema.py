@@ -308,7 +308,8 @@ def test_a_foreign_or_altered_file_is_refused_with_one_line(tmp_path, edit, mess
 
 
 @pytest.mark.parametrize("edit, message", [
-    (attribute("/", "labels", '{"group": ["head", "tail"], "perturbation": ["a", "b", "c"]}'), "expected one value a row in each"),
+    (attribute("/", "labels", '{"group": ["head", "tail"], "perturbation": ["a", "b", "c"]}'),
+     "expected one value a row in each"),
     (attribute("/", "labels", '{"group": ["head", "tail", 3]}'), "[2]=3 is out of range: expected text"),
     (attribute("/", "labels", '{"group": "abc"}'), "is a str: expected tuple"),
     (attribute("/", "labels", '["group"]'), "/labels is a tuple: expected dict"),
