@@ -3,6 +3,7 @@
 A checkpoint tells only of itself, so that an escape lies between two of them: after the last at which negative curvature is
 proved, up to the first at which none is found above the resolution (`analysis.verdict`). Checkpoints that decide nothing widen
 it. A run in which that never happens is censored: "not within N epochs" is all that it says, and no mean is taken over it.
+The probability of having missed an eigenvalue is each checkpoint's own: over many checkpoints one such miss is likelier.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def escape(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     low = max((v.epoch for v in verdicts if v.bends_down and v.epoch < first), default=0)
     again = next((v.epoch for v in verdicts if v.bends_down and v.epoch > first), np.nan)
     if np.isfinite(first):
-        words = f"after epoch {low}, by {first:g}" if low else f"by epoch {first:g}"
+        words = f"after epoch {low}, by {first:g}" if low else f"none proved before, by epoch {first:g}"
     else:
         words = f"not within {last} epochs" if verdicts[-1].bends_down else f"undecided from epoch {_open(verdicts)} on"
     return {"low": float(low), "high": float(first), "last": last, "again": again,

@@ -145,8 +145,14 @@ def layer_norms(norms: dict[str, float]) -> dict[str, float]:
 
 
 def scope_of(record: Curvature) -> str:
-    """Return, in words, what the record leaves out of its group; nothing where it is the whole training loss of the group."""
+    """Return, in words, what the record leaves out of its group; nothing where it is of all its training images and parameters.
+
+    The loss is the record's, cross-entropy unless asked otherwise, in evaluation mode over un-augmented images: what was
+    minimised may be another.
+    """
     settings, parts = _settings(record), []
+    if settings.get("loss", "CE") != "CE":
+        parts.append("of the training loss, not of the cross-entropy")
     if record.num_samples < record.num_available:
         parts.append(f"a subset, {record.num_samples} of {record.num_available} images: of the whole group's loss it decides "
                      "nothing")

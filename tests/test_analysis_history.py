@@ -22,7 +22,7 @@ def verdicts(*kinds, every=10):
 @pytest.mark.parametrize("kinds, low, high, words", [
     ((SADDLE, SLOPE, NONE_FOUND), 20, 30, "after epoch 20, by 30"),
     ((SADDLE, UNDECIDED, NONE_FOUND, UNDECIDED), 10, 30, "after epoch 10, by 30"),
-    ((NONE_FOUND, NONE_FOUND), 0, 10, "by epoch 10"),
+    ((NONE_FOUND, NONE_FOUND), 0, 10, "none proved before, by epoch 10"),
     ((SLOPE, NONE_FOUND, SADDLE), 10, 20, "after epoch 10, by 20, found again at 30"),
     ((SLOPE, SADDLE), 20, np.inf, "not within 20 epochs"),
     ((SLOPE, UNDECIDED, UNDECIDED), 10, np.inf, "undecided from epoch 20 on"),
