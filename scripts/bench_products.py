@@ -56,10 +56,7 @@ def parser() -> Parser:
     made.add_argument("--block", type=int, default=4, help="vectors at once in the rows for blocks; 0: no such row")
     made.add_argument("--memory_minutes", type=float, default=3.0, help="measure the memory of no further contestant after so "
                       "many minutes, a process each; 0: of none")
-    made.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR-100 lies; without it images are random")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
-    made.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write raw samples, versions and device")
+    timing.add_place_arguments(made)
     return made
 
 

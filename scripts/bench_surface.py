@@ -87,10 +87,7 @@ def parser() -> Parser:
     made.add_argument("--batch_size", type=int, default=128, help="images in a batch of the unit and of the peer")
     made.add_argument("--rounds", type=int, default=9, help="rounds, each of them every contestant once")
     made.add_argument("--minutes", type=float, default=8.0, help="begin no further round after so many minutes of rounds")
-    made.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR-100 lies; without it images are random")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
-    made.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write raw samples, versions and device")
+    timing.add_place_arguments(made)
     return made
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved rounds (`analysis.rounds`), memory, tables, and what machine it was."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -18,13 +19,22 @@ from analysis.rounds import LEAST_ROUNDS, Rounds, interleave, spread, timed
 from checkpoints.provenance import revision
 from landscape.errors import InputError
 from landscape.training import choose_device
-from scripts.options import _plain as plain
+from scripts.options import plain
 
-__all__ = ["LEAST_ROUNDS", "LIBRARIES", "MIB", "Memory", "Rounds", "compile_seconds", "fresh_compiler_cache", "installed",
-           "interleave", "machine", "release_memory", "set_up_torch", "spread", "table", "timed", "write_json"]
+__all__ = ["LEAST_ROUNDS", "LIBRARIES", "MIB", "Memory", "Rounds", "add_place_arguments", "compile_seconds",
+           "fresh_compiler_cache", "installed", "interleave", "machine", "plain", "release_memory", "set_up_torch", "spread",
+           "table", "timed", "write_json"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "saddle-landscape", "pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
 MIB = 2**20
+
+
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add where the data lie, where it is computed, and where the samples go."""
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR-100 lies; without it images are random")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
+    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write raw samples, versions and device")
 
 
 def compile_seconds() -> float:

@@ -82,10 +82,7 @@ def parser() -> Parser:
     made.add_argument("--minutes", type=float, default=8.0, help="begin no further round after so many minutes of rounds")
     made.add_argument("--eta", type=float, default=100, help="tail classes have fewer training images than this")
     made.add_argument("--gamma", type=float, default=0.7, help="share of the steps in stage I")
-    made.add_argument("--data_dir", type=Path, metavar="DIR", help="where CIFAR-100 lies; without it images are random")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
-    made.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write raw samples, versions and device")
+    timing.add_place_arguments(made)
     return made
 
 

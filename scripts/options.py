@@ -95,16 +95,16 @@ def tell_reading(args: argparse.Namespace, dataset: str) -> None:
 def emit_json(args: argparse.Namespace, document: Any) -> None:
     """Print the result as one JSON document where `--json` asks for it. Numbers that are not finite become null."""
     if args.json:
-        print(json.dumps(_plain(document), indent=2, allow_nan=False))
+        print(json.dumps(plain(document), indent=2, allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):    # NumPy arrays and scalars
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
