@@ -172,6 +172,11 @@ def test_test_images_and_blocks_of_parameters_are_named():
     assert "of the test images' loss; in the parameters layer1.* alone" in judge(record).sentence
 
 
+def test_a_loss_that_is_not_the_cross_entropy_is_named():
+    assert "of the training loss, not of the cross-entropy" in judge(with_settings(measured(SADDLE), loss="training")).sentence
+    assert "cross-entropy" not in judge(with_settings(measured(SADDLE), loss="CE")).sentence
+
+
 def test_a_block_is_measured_by_the_norm_of_its_own_parameters():
     norms = {"layer1.w": 3.0, "layer1.b": 4.0, "fc.w": 100.0}
     record = with_settings(measured(SADDLE, parameter_norms=norms), params=["layer1.*"])

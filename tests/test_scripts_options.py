@@ -223,6 +223,18 @@ def test_what_was_done_before_counts_as_done_and_not_as_speed(capsys, monkeypatc
     assert f"90/100 (90%), {seconds} s, about {seconds} s left" in new      # ten products took them, ten are left
 
 
+def test_what_takes_no_work_is_no_speed_and_told_of_all_the_same(capsys, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(progress, "time", argparse.Namespace(monotonic=lambda: next(clock)))
+    with Progress(100, "digits") as bar:
+        bar.skip(80)
+        bar.update(10)
+    skipped, worked = capsys.readouterr().err.splitlines()
+    assert skipped.startswith("digits: 80/100 (80%), ") and "left" not in skipped and "continuing" not in worked
+    seconds = int(worked.split("), ")[1].split(" s")[0])
+    assert f"90/100 (90%), {seconds} s, about {seconds} s left" in worked
+
+
 @pytest.mark.parametrize("name", ["--radius", "--xyz", "--foo"])
 def test_what_is_near_nothing_has_no_suggestion(name):
     assert nearest(name, ["--dims", "--directions", "--points", "--config", "--json"]) == ""
