@@ -40,7 +40,7 @@ def accuracy_outcomes(runs: Comparison, epoch: int | None = None, groups: Sequen
         for how, flip, found in _choices(members, epoch):
             estimates = {group: over_seeds([row[classes_of(group)] for _, row in found if classes_of(group) in row], level)
                          for group in groups}
-            rows.append({"opt": opt, "how": how, "epochs": ", ".join(str(at) for at in dict.fromkeys(at for at, _ in found)),
+            rows.append({"opt": opt, "how": how, "epochs": ", ".join(map(str, sorted({at for at, _ in found}))),
                          "result": _is_result(members[0], how, flip), "num_seeds": len(found)}
                         | {column: number for name, e in estimates.items()
                            for column, number in ((name, e.value), (f"{name}_low", e.low), (f"{name}_high", e.high))})

@@ -55,7 +55,8 @@ def draw_accuracy_curves(runs: Comparison, options: Options) -> Figure:
     made.name({}, group_names(groups))
     made.label_x("epoch")
     made.label_y("test accuracy [%]")
-    style.shared_legend(made.figure, optimizer_handles(runs.optimizers) + style.switch_handles(runs), style.describe(runs))
+    style.shared_legend(made.figure, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
+                        style.describe(runs) + style.band_note(runs, options.level))
     return made.figure
 
 
@@ -75,7 +76,7 @@ def draw_stages(runs: Comparison, options: Options) -> Figure:
     made.label_x("epoch")
     made.label_y("test accuracy [%]")
     style.shared_legend(made.figure, optimizer_handles(runs.optimizers) + style.switch_handles(runs),
-                        style.describe(runs) + band_note(runs, options))
+                        style.describe(runs) + style.band_note(runs, options.level))
     return made.figure
 
 
@@ -138,11 +139,6 @@ def refuse_variants(runs: Comparison) -> None:
 def interval_note(runs: Comparison, options: Options) -> str:
     """Return what the ± of a table over seeds is; nothing for one seed."""
     return f", mean ± {100 * options.level:g} % t interval over seeds" if runs.num_seeds > 1 else ""
-
-
-def band_note(runs: Comparison, options: Options) -> str:
-    """Return what the bands of curves over seeds are; nothing for one seed."""
-    return f", bands: {100 * options.level:g} % t over seeds" if runs.num_seeds > 1 else ""
 
 
 def _own_note(runs: Comparison) -> str:

@@ -31,6 +31,12 @@ LABELS = {
     "lambda_min": r"$\lambda_{\min}$ [nats / parameter$^2$]",
 }
 
+BANDS = {   # of several seeds, and of one: which interval it is
+    "extreme_ratio": ("t interval over seeds", "from the residuals"),
+    "negative_mass": ("t limits over seeds of the quadrature brackets", "quadrature and probes"),
+    "lambda_min": ("t interval over seeds", "residual"),
+}
+
 
 def over_epochs(runs: Comparison, groups: Sequence[str], quantity: str, level: float = 0.95) -> pd.DataFrame:
     """Return opt, group, epoch, value, low, high of one quantity at every epoch that any seed of the optimizer has.
@@ -109,7 +115,8 @@ def _first_records(runs: Comparison, groups: Sequence[str]) -> list[Curvature]:
 def _draw_quantity(runs: Comparison, options: Options, quantity: str):
     groups = runs.present(options.groups)
     table = over_epochs(runs, groups, quantity, options.level)
-    note = f", below −{table['threshold'].iloc[0]:.2g} nats / parameter$^2$" if quantity == "negative_mass" else ""
+    note = style.band_note(runs, options.level, *BANDS[quantity])
+    note += f", below −{table['threshold'].iloc[0]:.2g} nats / parameter$^2$" if quantity == "negative_mass" else ""
     made = draw_over_epochs(runs, table, LABELS[quantity], note + style.describe_hessians(_first_records(runs, groups)))
     return made.figure, list(made), table
 

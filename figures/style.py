@@ -175,6 +175,13 @@ def describe(runs: Comparison, seeds: bool = True) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def band_note(runs: Comparison, level: float, over_seeds: str = "t interval over seeds", alone: str = "") -> str:
+    """Return what bands and bars along curves are: over several seeds, or, where there is one, of the record alone."""
+    if runs.num_seeds > 1:
+        return f", bands: {100 * level:g} % {over_seeds}"
+    return f", bars: {alone}" if alone else ""
+
+
 def describe_hessians(records: Sequence[Curvature]) -> str:
     """Return, in words, what is not the default about the Hessians of these records: subsets, test images, training loss.
 

@@ -27,7 +27,7 @@ def test_four_choices_stand_side_by_side_with_their_epochs():
     table = outcomes.accuracy_outcomes(compare([chosen(0), chosen(1, best=10)]))
     assert list(table.loc["sgd"].index) == ["last epoch", "last epoch, flips averaged", "best on the test set",
                                             "best on the test set, flips averaged"]
-    assert list(table["epochs"]) == ["30", "30", "20, 10", "20, 10"]
+    assert list(table["epochs"]) == ["30", "30", "10, 20", "10, 20"]
     assert list(table["tail"]) == pytest.approx([0.3, 0.31, 0.15, 0.16])
     assert table["many"].isna().all() and (table["num_seeds"] == 2).all()
 
