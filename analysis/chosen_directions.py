@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.direction_words import Word
-from analysis.directions import Direction, between, eigenvector_direction, orthogonalized, random_direction
-from analysis.paths import axis_between, covering_axis, principal_directions, project
 from analysis.settings import SurfaceSettings
 from analysis.subject import Subject
+from analysis.surfaces.direction_words import Word
+from analysis.surfaces.directions import Direction, between, eigenvector_direction, orthogonalized, random_direction
+from analysis.surfaces.paths import axis_between, covering_axis, principal_directions, project
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature

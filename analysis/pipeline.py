@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.extremes import extreme_eigenpairs
-from analysis.lanczos import krylov
 from analysis.operators import GaussNewtonOperator, HessianOperator, LinearOperator
-from analysis.quadrature import negative_mass, threshold
-from analysis.replay import Remembered, note, noted
-from analysis.saddle import extreme_ratio
+from analysis.operators.replay import Remembered, note, noted
 from analysis.second_opinion import pyhessian_numbers
 from analysis.settings import Making, SpectrumSettings, stored_group
-from analysis.spectrum import spectral_density
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.lanczos import krylov
+from analysis.spectra.quadrature import negative_mass, threshold
+from analysis.spectra.saddle import extreme_ratio
+from analysis.spectra.spectrum import spectral_density
+from analysis.spectra.trace import TraceEstimate, measure_trace
 from analysis.stored import OtherRecord, called, digest, inputs_of, known
 from analysis.subject import Batches, Subject, group_batches
-from analysis.trace import TraceEstimate, measure_trace
 from checkpoints.exactness import INEXACT, inexact, supported
 from checkpoints.journal import Journal
 from checkpoints.provenance import provenance

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from analysis.direction_words import Word, read_words
+from analysis.surfaces.direction_words import Word, read_words
 from landscape.errors import InputError
 
 LOSSES = ("CE", "training")
 DTYPES = ("float32", "float64")
 SURFACE_DTYPES = (*DTYPES, "bfloat16")
-NORMALIZATIONS = ("filter", "layer", "none")    # the names of analysis.directions.UNITS, known without loading torch
+NORMALIZATIONS = ("filter", "layer", "none")    # the names of analysis.surfaces.directions.UNITS, known without loading torch
 IGNORED = ("biasbn", "none")
 BATCHNORM = ("fixed", "recalibrated", "batch")
 SPLITS = ("train", "test")
 MAX_TRACE_PRODUCTS = 500    # that a trace to a stated error may take
 OPERATORS = ("hessian", "gauss_newton")
-# The names of analysis.products.ENGINES, here too so that they are known without loading torch.
+# The names of analysis.operators.products.ENGINES, here too so that they are known without loading torch.
 ENGINES = ("linearized", "linearized-compiled", "jvp", "reverse", "differences")
 
 
@@ -93,7 +93,7 @@ class SurfaceSettings:
     the grid covers the checkpoints where the directions lead through some, else it is fixed and from -1 to 1.
     """
 
-    directions: str | tuple[str, ...] = "random"    # one or two names of analysis.direction_words
+    directions: str | tuple[str, ...] = "random"    # one or two names of analysis.surfaces.direction_words
     group: str = "tail"             # whose eigenvectors "eigen" are; has to have a stored spectrum
     dims: int | None = None         # 1: a line, 2: a plane
     points: int = 21                # along each direction, odd so that the checkpoint itself is one of them
@@ -151,7 +151,7 @@ class SurfaceSettings:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What the measures of analysis.measures share; each names the settings that decide its record."""
+    """What the measures of analysis.measures.catalogue share; each names the settings that decide its record."""
 
     groups: tuple[str, ...] = ("head", "tail")  # whose gradients, eigenvectors and images
     num_pairs: int | None = None    # most negative eigenvectors of each group; None: all that are stored

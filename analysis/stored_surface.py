@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from analysis.chosen_directions import ChosenDirections, axes_of, choose_directions
+from analysis.findings.slices import barrier
 from analysis.settings import SurfaceSettings, surface_name
-from analysis.slices import barrier
 from analysis.stored import digest, inputs_of, known
 from analysis.subject import Batches, Subject, surface_batches
-from analysis.surface import loss_surface
+from analysis.surfaces.surface import loss_surface
 from checkpoints.journal import Journal
 from checkpoints.provenance import provenance
 from checkpoints.records import Surface

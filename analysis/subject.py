@@ -19,12 +19,12 @@ from checkpoints.records import Checkpoint
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.configuration import TrainConfig, TrainedConfig
-from landscape.contrastive import freeze_contrastive_heads
 from landscape.data import LongTailData, Split
 from landscape.errors import InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
 from landscape.losses import build_loss, needs_views
+from landscape.losses.contrastive import freeze_contrastive_heads
 from landscape.snapshot import load_arrays
 from landscape.training import build_network, choose_device, training_data
 

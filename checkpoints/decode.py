@@ -16,8 +16,8 @@ import numpy as np
 
 from checkpoints.encode import SCHEMA_VERSION, link_name, names_of
 from checkpoints.errors import RecordError
-from checkpoints.fields import (ARRAYS, STORABLE_KINDS, added_later, check_shapes, checked_items, checked_scalar, declarations,
-                                is_json, kinds, shape_of)
+from checkpoints.fields import (ARRAYS, STORABLE_KINDS, added_later, check_shapes, checked_items, checked_scalar,
+                                declarations, is_json, kinds, shape_of)
 from checkpoints.records import RECORDS
 
 DEFLATE_RATIO = 1032    # no gzip stream expands by more (zlib's technical notes)

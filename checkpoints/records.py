@@ -104,7 +104,7 @@ class Surface:
     """Loss and accuracy of every group on a line (B = 0) or plane through a checkpoint, from one sweep.
 
     A point has the parameters theta0 + alpha d1 + beta d2, theta0 those of the checkpoint. Predicted at alpha on a line:
-    derivatives[0] + alpha derivatives[1] + alpha^2 / 2 derivatives[2] of a group and direction (analysis.slices).
+    derivatives[0] + alpha derivatives[1] + alpha^2 / 2 derivatives[2] of a group and direction (analysis.findings.slices).
     Points are other checkpoints, by name ("epoch 10" of this run, "RUN epoch 10" of another): their least-squares
     coordinates, and how far off the line or plane they lie.
     """
@@ -139,7 +139,7 @@ class Measurement:
     RecordError where columns differ in length, share a name, or lack a unit.
     """
 
-    name: str                            # what was measured: a name of analysis.measures.MEASURES
+    name: str                            # what was measured: a name of analysis.measures.catalogue.MEASURES
     epoch: int                           # 0 where it is of no checkpoint
     labels: dict[str, tuple[str, ...]]   # column -> (n,) one word a row
     numbers: dict[str, np.ndarray]       # column -> (n,) float64, one number a row; NaN where there is none

@@ -97,7 +97,7 @@ class RunStore:
 
     def metrics(self) -> "pd.DataFrame":
         """Return metrics.csv, one row a finished epoch; NaN where a row has no value. Empty before the first epoch."""
-        import pandas as pd    # slow to load, and no trainer needs it
+        import pandas as pd  # slow to load, and no trainer needs it
         rows = read_rows(self.path / METRICS)
         columns = dict.fromkeys(key for row in rows for key in row)
         # Not pandas' own reader: its default rounds the last bit of some numbers.

@@ -1,8 +1,8 @@
 """Test accuracy of class groups: curves over epochs, and tables drawn as they would be printed.
 
 Curves are means over seeds with Student's t band; a vertical line marks SSE-SAM's second stage or deferred re-weighting
-(overview figure of Lyu et al. 2025). Tables are those of `analysis.summary` and `analysis.outcomes`, cell by cell: what is
-printed is what the CSV beside it holds. A group without classes is written "absent".
+(overview figure of Lyu et al. 2025). Tables are those of `analysis.findings.summary` and `analysis.findings.outcomes`, cell
+by cell: what is printed is what the CSV beside it holds. A group without classes is written "absent".
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import outcomes, summary
+from analysis.findings import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact

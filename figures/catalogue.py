@@ -13,15 +13,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import outcomes, summary
+from analysis.findings import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, LOSS, RADII
-from figures import (accuracy, classwise, cost, drawn, escape, history, latex, mechanism, overview, quality, robustness,
+from figures import (accuracy, classwise, cost, drawn, escape, history, latex, mechanism, methods, overview, quality, robustness,
                      saddle, spectrum, style, surface, sweep, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
-
 
 SPECTRUM, SURFACE, TRAIN = "landscape spectrum RUN", "landscape surface RUN", "landscape train"
 
@@ -107,6 +106,10 @@ CATALOGUE = {
     "accuracy_table": _table(accuracy.print_accuracy_table, "test accuracy of Many, Medium, Few, Head, Tail, All: last epoch and "
                              "best on the test set, with and without flips", "metrics", _LYU + ", README table", _accuracies,
                              item=5, quantity="test accuracy", command=TRAIN, vary=LOSS),
+    "methods_table": _table(methods.print_methods, "every method's accuracy, curvature of each group, alignment and cost",
+                            "spectra, metrics, alignment where it is", "none; what the papers report, in one table",
+                            methods.numbers, vary=LOSS, quantity=f"test accuracy, {_ENDS}, extreme_ratio, negative_mass, trace, "
+                            "alignment, cost of training"),
     "accuracy_curves": Entry(accuracy.draw_accuracy_curves, "test accuracy over epochs", "metrics", _LYU + ", overview",
                              accuracy.stages_table, quantity="test accuracy", command=TRAIN),
     "stages": Entry(accuracy.draw_stages, "accuracy of head and tail over epochs, before and after the switch", "metrics",

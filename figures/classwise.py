@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import summary
+from analysis.findings import summary
 from checkpoints.comparison import Comparison, classes_of
 from checkpoints.records import Curvature
 from figures import style

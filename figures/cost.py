@@ -7,11 +7,12 @@ side in one process.
 import numpy as np
 import pandas as pd
 
-from analysis.summary import interval_text, number_text
+from analysis.findings import measured
+from analysis.findings.summary import interval_text, number_text
 from checkpoints.comparison import Comparison
 from checkpoints.frames import frame
 from checkpoints.records import Measurement
-from figures import measured, style
+from figures import style
 from figures.options import Options
 from figures.tables import Printed
 

@@ -1,9 +1,9 @@
 """Escape along the most negative curvature, as measured: the group's loss on the line of v_min beside its quadratic prediction.
 
 A panel shows by how much the group's loss changes over the distance walked, the other groups' on the same weights, and the
-lowest point; the ground is gray as far as the prediction holds (to a tenth of what it predicts, `analysis.slices`). The distance
-is linear up to a hundredth and logarithmic beyond. An eigenvector has no sign and each seed its own: a line is that of the
-optimizer's lowest seed. The table has every seed's drop, predicted and measured, at both ends of the spectrum.
+lowest point; the ground is gray as far as the prediction holds (to a tenth of what it predicts, `analysis.findings.slices`).
+The distance is linear up to a hundredth and logarithmic beyond. An eigenvector has no sign and each seed its own: a line is
+that of the optimizer's lowest seed. The table has every seed's drop, predicted and measured, at both ends of the spectrum.
 """
 
 import numpy as np
@@ -14,10 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
+from analysis.findings import measured
 from checkpoints.comparison import Comparison
 from checkpoints.frames import frame
 from checkpoints.records import Measurement
-from figures import measured, style
+from figures import style
 from figures.options import Options
 from figures.panels import group_names, optimizer_names, panels
 

@@ -51,6 +51,8 @@ QUANTITIES = (
              "exact at its points; trust the quadratic prediction up to the mark where it is off by 10 %"),
     Quantity("cost of a step", "forwards, backwards and seconds of a training step, beside a step of SGD",
              "quartiles over interleaved rounds, on the machine named"),
+    Quantity("cost of training", "median seconds of an epoch, relative to the epochs of SGD with cross-entropy",
+             "t over seeds; whole epochs beside whatever else the machine did"),
     Quantity('intervals "over seeds"', "spread between training runs",
              "Student's t; with three seeds it is wide, and that is the truth"),
 )

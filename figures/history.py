@@ -1,6 +1,6 @@
 """Verdicts of class groups: as a table with their evidence, as the epochs of an escape, and the directions behind them.
 
-verdicts         seeds by verdict, and the numbers it was read off (analysis.verdict)
+verdicts         seeds by verdict, and the numbers it was read off (analysis.findings.verdict)
 escape_epochs    between which checkpoints each seed left the last proved negative curvature; an arrow where it never did
 tracking         overlap of the most negative eigenvectors from one checkpoint to the next, and of v_min alone
 overlap_matrix   |<v_i(t), v_j(t+1)>| of the lowest seed, a square a pair of checkpoints
@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis import history, summary
-from analysis.tracking import tracked
-from analysis.verdict import KINDS, NONE_FOUND, SLOPE
+from analysis.findings import history, summary
+from analysis.findings.tracking import tracked
+from analysis.findings.verdict import KINDS, NONE_FOUND, SLOPE
 from checkpoints.comparison import Comparison
 from figures import style
 from figures.options import Options
@@ -42,7 +42,7 @@ def verdicts_with_table(runs: Comparison, options: Options, **tolerances: float 
 
 
 def print_verdicts(runs: Comparison, options: Options, **tolerances: float | None) -> Printed:
-    """Return the verdicts at one epoch with their evidence; tolerances eps_g and eps_H as `analysis.verdict.judge` takes them."""
+    """Return the verdicts at one epoch with their evidence; tolerances eps_g and eps_H as `verdict.judge` has them."""
     table = verdicts_table(runs, options, **tolerances)
     heads = ("verdict", r"$\|\nabla L\|$", r"$\epsilon_g$", r"$\lambda_{\min}$", r"$\epsilon_H$", "resolution",
              r"$\lambda_{\max}$", "extreme ratio")

@@ -19,10 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from analysis.findings import measured
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.records import Measurement
-from figures import measured, style
+from figures import style
 from figures.bars import bar_handles, plot_bars
 from figures.options import Options
 from figures.panels import group_names, optimizer_names, panels

@@ -13,7 +13,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import summary
+from analysis.findings import summary
 from checkpoints.comparison import Comparison
 from checkpoints.records import Curvature
 from figures import style

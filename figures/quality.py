@@ -8,8 +8,8 @@ architecture.
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.findings import measured
 from checkpoints.comparison import Comparison
-from figures import measured
 from figures.options import Options
 from figures.saddle import draw_over_epochs
 

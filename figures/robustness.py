@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.findings import measured
 from checkpoints.comparison import Comparison
-from figures import measured, style
+from figures import style
 from figures.accuracy import optimizer_handles
 from figures.options import Options
 from figures.panels import group_names, panels

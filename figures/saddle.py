@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis import summary
+from analysis.findings import summary
 from checkpoints.comparison import Comparison
 from checkpoints.records import Curvature
 from figures import style

@@ -22,7 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from analysis import quadrature, summary
+from analysis.findings import summary
+from analysis.spectra import quadrature
 from checkpoints.comparison import Comparison, check_same_object
 from checkpoints.errors import RecordError
 from checkpoints.records import Curvature, Spectrum

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from analysis import slices
+from analysis.findings import slices
 from checkpoints.comparison import Comparison, check_same_view
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface
@@ -63,7 +63,8 @@ def plot_line(ax: Axes, surface: Surface, group: str, *, color: str = "black", l
               label: str | None = None) -> dict:
     """Draw the loss of `group` along a line, with the quadratic prediction where it is known and how far that holds.
 
-    A bar across the line stands where the prediction leaves it by a tenth of what it predicts (`analysis.slices`), on each side.
+    A bar across the line stands where the prediction leaves it by a tenth of what it predicts (`analysis.findings.slices`),
+    on each side.
     """
     loss = line_of(surface, group)
     line, = ax.plot(surface.alpha, np.where(np.isfinite(loss), loss, np.nan), color=color, linestyle=linestyle,

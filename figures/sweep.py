@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from analysis import summary
-from analysis.differences import difference
-from analysis.outcomes import accuracies
+from analysis.findings import summary
+from analysis.findings.differences import difference
+from analysis.findings.outcomes import accuracies
 from checkpoints.comparison import Comparison, Member
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, RADII, plain

@@ -1,7 +1,7 @@
 """Tables as they are printed: the same cells drawn as a figure and written for LaTeX.
 
-A `Printed` table holds text, made by `analysis.summary` from the numbers of the CSV beside it. Where its columns do not fit
-the width of the page, the drawing continues them below, rows named again.
+A `Printed` table holds text, made by `analysis.findings.summary` from the numbers of the CSV beside it. Where its columns do
+not fit the width of the page, the drawing continues them below, rows named again.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from analysis.findings import measured
 from checkpoints.comparison import Comparison
 from checkpoints.frames import frame
 from checkpoints.records import Measurement
-from figures import measured, style
+from figures import style
 from figures.options import Options
 from figures.panels import panels
 

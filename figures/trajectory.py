@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import slices
-from analysis.summary import number_text
+from analysis.findings import slices
+from analysis.findings.summary import number_text
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface

@@ -1,13 +1,13 @@
 """The verdicts on some runs as tables of a page: by optimizer over its seeds, and run by run with the evidence.
 
-Verdicts are `analysis.verdict.judge` of the stored curvatures, never more than those allow.
+Verdicts are `analysis.findings.verdict.judge` of the stored curvatures, never more than those allow.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from analysis import summary
-from analysis.verdict import NONE_FOUND, SADDLE, SLOPE, Verdict, judge
+from analysis.findings import summary
+from analysis.findings.verdict import NONE_FOUND, SADDLE, SLOPE, Verdict, judge
 from checkpoints.comparison import Comparison, Member
 from checkpoints.records import Curvature
 from figures import style

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from landscape.ascent import RESTORES
-from landscape.building import FLAGS, checked_options, hyperparameters
 from landscape.data import DEFAULT_IMB_FACTORS, LongTailData
 from landscape.data.imagefiles import BROKEN_IMAGES
 from landscape.data.longtail import PROFILES, SUBSETS, read_imb_factor
 from landscape.errors import InputError
 from landscape.family import FAMILY, method
-from landscape.gkp_gsa import VARIANTS
 from landscape.losses import LOSSES, loss_name, loss_options
 from landscape.optimizers import BATCHNORM, GAMMA_RULES, WEIGHTINGS
+from landscape.optimizers.ascent import RESTORES
+from landscape.optimizers.building import FLAGS, checked_options, hyperparameters
+from landscape.optimizers.gkp_gsa import VARIANTS
 from landscape.precision import PRECISIONS
 from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES

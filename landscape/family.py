@@ -1,9 +1,9 @@
 """The optimizers of the family, one row each: what builds it, what a step costs, where it is from, how it is drawn.
 
 A row is all there is to adding one. Its constructor is called as constructor(optimizer, model, name=value, ...); the
-parameters that its signature declares after these two, with their defaults, are its hyperparameters: `--opt_options`
-takes them by name, TrainConfig checks and stores them. `landscape.building` reads them. The command line, the recipes, the
-tests over the family, the tables and the figures all go by these rows. No torch here: constructors are named by where
+parameters that its signature declares after these two, with their defaults, are its hyperparameters: `--opt_options` takes
+them by name, TrainConfig checks and stores them. `landscape.optimizers.building` reads them. The command line, the recipes,
+the tests over the family, the tables and the figures all go by these rows. No torch here: constructors are named by where
 they are, and imported when one is built.
 """
 
@@ -73,20 +73,20 @@ FAMILY: dict[str, Method] = {row.opt: row for row in (
     Method("ssesam", "SSE-SAM", "landscape.optimizers:SSESAM",
            (Passes(3, 4, "stage I", {"gamma": 1.0}), Passes(2, 3, "stage II", {"gamma": 0.0})), "Lyu et al. 2025",
            "head_tail", color="#009E73", marker="D"),
-    Method("gkp_gsa", "GKP-GSA", "landscape.gkp_gsa:GKPGSA",
+    Method("gkp_gsa", "GKP-GSA", "landscape.optimizers.gkp_gsa:GKPGSA",
            (Passes(5, 8, "paper", {"gkp_variant": "paper"}), Passes(2, 2, "released", {"gkp_variant": "released"})),
            "Chen et al. 2026, equation 16; four groups", "clusters", ("class_counts", "features"), color="#D55E00",
            marker="*"),
-    Method("focalsam", "Focal-SAM", "landscape.focal_sam:FocalSAM", (Passes(2, 3),), "Li et al. 2025", "classes",
+    Method("focalsam", "Focal-SAM", "landscape.optimizers.focal_sam:FocalSAM", (Passes(2, 3),), "Li et al. 2025", "classes",
            ("class_counts",), color="#CC79A7", marker="P"),
-    Method("ccsam", "CC-SAM", "landscape.cc_sam:CCSAM",
+    Method("ccsam", "CC-SAM", "landscape.optimizers.cc_sam:CCSAM",
            (Passes(2, 2, "classifier", {"perturb": "classifier"}), Passes(1, 0, "network", {"perturb": "network"}, (1, 2), True),
             Passes(2, 2, "second stage", {"second_stage": 1.0})),
            "Zhou et al. 2023; scale of the radius ours", "classes", ("class_counts",), color="#56B4E9",
            marker="X"),
-    Method("pgd", "PGD", "landscape.escape:PGD", (Passes(1, 1),), "Jin et al. 2021, algorithm 1; radius ours", color="#999999",
-           marker="<"),
-    Method("lpfsgd", "LPF-SGD", "landscape.escape:LPFSGD",
+    Method("pgd", "PGD", "landscape.optimizers.escape:PGD", (Passes(1, 1),), "Jin et al. 2021, algorithm 1; radius ours",
+           color="#999999", marker="<"),
+    Method("lpfsgd", "LPF-SGD", "landscape.optimizers.escape:LPFSGD",
            (Passes(1, 1, "one draw"), Passes(8, 8, "eight draws", {"lpf_draws": 8})), "Bisla et al. 2022, released defaults",
            color="#AA4499", marker=">"),
 )}

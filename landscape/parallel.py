@@ -14,10 +14,10 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from landscape.ascent import Gradient
 from landscape.batchnorm import normalizers
 from landscape.distributed import Processes
 from landscape.errors import InputError
+from landscape.optimizers.ascent import Gradient
 
 PARTED = ("seed alike before the model is built, on every rank, and let no parameter take part in the loss on some ranks "
           "only")

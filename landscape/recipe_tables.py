@@ -18,6 +18,16 @@ def _overall(conditions: Settings, **rows: float) -> tuple[tuple[Settings, Setti
     return tuple(({**conditions, "opt": opt}, {"all": value}) for opt, value in rows.items())
 
 
+def _gkp_gsa(conditions: Settings, loss: str, plain: tuple[float, ...] | float | None, whole: tuple[float, ...] | float,
+             num_groups: int = 4) -> tuple[tuple[Settings, Settings], ...]:
+    """Return two rows, a loss alone and with GKP-GSA whole: many, medium, few and all, or all alone, in percent."""
+    names = {float: ("all",), tuple: ("many", "medium", "few", "all")}
+    of_method = {"sgd": {}, "gkp_gsa": {"gkp_variant": "paper", "opt_options": {"num_groups": num_groups}}}
+    return tuple(({**conditions, "loss": loss, "opt": opt, **of_method[opt]},
+                  dict(zip(names[type(found)], found if isinstance(found, tuple) else (found,))))
+                 for opt, found in (("sgd", plain), ("gkp_gsa", whole)) if found is not None)
+
+
 CIFAR = ("cifar10", "cifar100")
 CIFAR100_LT = {"dataset": "cifar100", "imb_factor": 100.0, "loss": "CE", "drw_epoch": None}
 # No source does otherwise; a row or a recipe may.
@@ -121,7 +131,7 @@ RANGWANI = Recipe(
         "DRW is used where drw_epoch is given (160 on CIFAR, 60 on large data); LDAM comes with it",
         "in the run script, the SGD lines of DRW on CIFAR-100 pass cifar10",
         "on iNaturalist, the weight decay of CE is not recorded: ImageNet-LT's is used",
-        "of its runs with PGD and LPF-SGD the constants are not recorded: landscape/escape.py says which are used",
+        "of its runs with PGD and LPF-SGD the constants are not recorded: landscape/optimizers/escape.py says which are used",
     ),
     inexpressible=("radii that change during training: an option on CIFAR, the rule on large data",),
     published=(
@@ -171,7 +181,7 @@ GKP_GSA = Recipe(
         "the released code's default of one group makes it Friendly-SAM on BCL",
         "the paper says step decay and cosine both, in one section",
         "when classes are grouped anew, how similar two are, and what a group's size counts, the paper does not say: "
-        "landscape/gkp_gsa.py lists what is chosen",
+        "landscape/optimizers/gkp_gsa.py lists what is chosen",
         "on large data the batch size is not recorded: that of CIFAR is used",
     ),
     inexpressible=("the last batch of an epoch is dropped where it is not full",
@@ -181,17 +191,16 @@ GKP_GSA = Recipe(
            dict(zip(("many", "medium", "few", "all"), values)))
           for loss, name, values in (("BCL", "scale", (67.4, 53.8, 33.2, 52.4)), ("BCL", "penalty", (67.3, 54.0, 34.1, 52.7)),
                                      ("CE", "scale", (71.1, 41.2, 9.3, 42.1)))),
-        *_accuracies({**CIFAR100_LT, "loss": "BCL", "gkp_variant": "paper"}, sgd=(67.2, 53.1, 32.9, 51.9),
-                     gkp_gsa=(67.3, 54.9, 34.9, 53.2)),
-        *_accuracies({**CIFAR100_LT, "gkp_variant": "paper"}, sgd=(65.2, 37.1, 9.1, 38.4), gkp_gsa=(71.8, 42.1, 9.7, 42.8)),
-        *(({"dataset": name, "imb_factor": factor, "loss": "BCL", "opt": opt, "drw_epoch": None, "gkp_variant": "paper"},
-           {"all": value})
-          for name, opt, values in (("cifar100", "sgd", (None, 56.6, 64.9)), ("cifar100", "gkp_gsa", (None, 57.6, 68.7)),
-                                    ("cifar10", "sgd", (84.3, 87.2, 91.1)), ("cifar10", "gkp_gsa", (86.3, 88.2, 92.5)))
-          for factor, value in zip((100.0, 50.0, 10.0), values) if value),
-        *(({"dataset": name, "loss": "BCL", "opt": opt, "drw_epoch": None, "gkp_variant": "paper"}, {"all": value})
-          for name, opt, value in (("imagenet-lt", "sgd", 56.0), ("imagenet-lt", "gkp_gsa", 57.9),
-                                   ("inaturalist18", "sgd", 71.8), ("inaturalist18", "gkp_gsa", 74.4))),
+        *_gkp_gsa(CIFAR100_LT, "BCL", (67.2, 53.1, 32.9, 51.9), (67.3, 54.9, 34.9, 53.2)),
+        *_gkp_gsa(CIFAR100_LT, "CE", (65.2, 37.1, 9.1, 38.4), (71.8, 42.1, 9.7, 42.8)),
+        *(row for name, factor, values in (("cifar100", 50.0, (56.6, 57.6)), ("cifar100", 10.0, (64.9, 68.7)),
+                                           ("cifar10", 100.0, (84.3, 86.3)), ("cifar10", 50.0, (87.2, 88.2)),
+                                           ("cifar10", 10.0, (91.1, 92.5)))
+          for row in _gkp_gsa({"dataset": name, "imb_factor": factor, "drw_epoch": None}, "BCL", *values)),
+        *_gkp_gsa({"dataset": "imagenet-lt", "arch": "torchvision:resnet50"}, "BCL", 56.0, 57.9, num_groups=6),
+        *_gkp_gsa({"dataset": "imagenet-lt", "arch": "timm:resnext50_32x4d"}, "BCL", None, (69.7, 56.0, 38.6, 58.9),
+                  num_groups=6),
+        *_gkp_gsa({"dataset": "inaturalist18", "arch": "torchvision:resnet50"}, "BCL", 71.8, 74.4),
     ),
 )
 

@@ -12,17 +12,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from landscape.closures import Closure
 from landscape.configuration import TrainConfig
-from landscape.contrastive import ContrastiveForward
 from landscape.data import LongTailData
+from landscape.data.views import NUM_VIEWS, Views, views_of
 from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.losses import build_loss, drw_weights, loss_options, needs_views
+from landscape.losses.contrastive import ContrastiveForward
 from landscape.optimizers import GroupSAM
+from landscape.optimizers.closures import Closure
 from landscape.precision import autocast, check_precision, gradient_scaler
-from landscape.views import NUM_VIEWS, Views, views_of
 
 
 class TrainingStep:

@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.ascent import is_finite
-from landscape.batches import batch_sizes, shuffled_batches
 from landscape.batchnorm import evaluation_mode
-from landscape.building import build_optimizer
 from landscape.configuration import TrainConfig
-from landscape.contrastive import add_contrastive_heads
 from landscape.data import LongTailData, load_data
+from landscape.data.batches import batch_sizes, shuffled_batches
 from landscape.distributed import Processes
 from landscape.errors import DivergedError, InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
 from landscape.losses import loss_options, needs_cosine_head, needs_views
+from landscape.losses.contrastive import add_contrastive_heads
 from landscape.models import build_model
 from landscape.optimizers import GroupSAM
+from landscape.optimizers.ascent import is_finite
+from landscape.optimizers.building import build_optimizer
 from landscape.parallel import average_running_statistics, batchnorm_note, one_gpu_each, synchronized
 from landscape.partial_epoch import PartialEpoch
 from landscape.precision import float32_precision

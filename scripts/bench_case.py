@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.extremes import extreme_eigenpairs
-from analysis.lanczos import Krylov, Ritz, dots, gram, krylov
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.lanczos import Krylov, Ritz, dots, gram, krylov
 from analysis.operators import HessianOperator
-from analysis.quadrature import tridiagonal_rule
+from analysis.spectra.quadrature import tridiagonal_rule
 from analysis.settings import SpectrumSettings
-from analysis.spectrum import spectral_density
+from analysis.spectra.spectrum import spectral_density
 from analysis.subject import Subject, group_batches
-from analysis.trace import measure_trace
+from analysis.spectra.trace import measure_trace
 from checkpoints.records import EigenPairs
 from landscape.losses import build_loss
 from scripts import bench_timing as timing

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis import products
+from analysis.operators import products
 from analysis.operators import HessianOperator
 from landscape.data import load_data
 from landscape.errors import InputError

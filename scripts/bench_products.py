@@ -26,7 +26,7 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 
 import torch
 
-from analysis.products import ENGINES
+from analysis.operators.products import ENGINES
 from landscape.errors import InputError
 from landscape.models import ARCHITECTURES, build_model
 from scripts import bench_contestants as contestants

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.forward import FORMS
-from analysis.sweep import Samples, build_sweep
+from analysis.surfaces.forward import FORMS
+from analysis.surfaces.sweep import Samples, build_sweep
 from landscape.data import load_data
 from landscape.data.longtail import class_counts
 from landscape.errors import InputError

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds (`analysis.rounds`), memory, tables, and what machine it was."""
+"""What the benchmarks share: interleaved rounds (`analysis.operators.rounds`), memory, tables, and what machine it was."""
 
 import argparse
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from analysis.rounds import LEAST_ROUNDS, Rounds, interleave, spread, timed
+from analysis.operators.rounds import LEAST_ROUNDS, Rounds, interleave, spread, timed
 from checkpoints.provenance import revision
 from landscape.errors import InputError
 from landscape.training import choose_device

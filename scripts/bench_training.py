@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.batches import batch_sizes, shuffled_batches
+from landscape.data.batches import batch_sizes, shuffled_batches
 from landscape.data import load_data
 from landscape.data.longtail import class_counts
 from landscape.errors import InputError

@@ -137,7 +137,7 @@ def _engines() -> dict[str, dict[str, Any]]:
     from torch import nn
 
     from analysis.operators import HessianOperator
-    from analysis.products import ENGINES
+    from analysis.operators.products import ENGINES
     from landscape.errors import InputError
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables that the runs allow; what they do not is named with the reason."""
-    from analysis.side_by_side import side_by_side
+    from analysis.findings.side_by_side import side_by_side
     if not 0 < args.level < 1:
         raise RecordError(f"level={args.level} is out of range: expected 0 < level < 1")
     if args.out and (args.out / "__init__.py").exists():
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(args: argparse.Namespace, runs: Comparison, groups: tuple[str, ...]) -> tuple[dict[str, tuple], list[str]]:
     """Return {name: (frame, printed)} of what can be compared, and why the rest cannot."""
-    from analysis import side_by_side as numbers
+    from analysis.findings import side_by_side as numbers
     from figures import accuracy, history
     from figures.options import Options
     tables, refused = {"settings": _settings(numbers.settings_table(runs))}, {}
@@ -81,12 +81,12 @@ def _tables(args: argparse.Namespace, runs: Comparison, groups: tuple[str, ...])
 def _accuracy(runs: Comparison, level: float, accuracy, options) -> tuple:
     from dataclasses import replace
 
-    from analysis.outcomes import accuracy_outcomes
+    from analysis.findings.outcomes import accuracy_outcomes
     return accuracy_outcomes(runs, level=level), accuracy.print_accuracy_table(runs, replace(options, epoch=None))
 
 
 def _curvature(runs: Comparison, args: argparse.Namespace, groups: tuple[str, ...], accuracy, options) -> tuple:
-    from analysis.summary import curvature_table
+    from analysis.findings.summary import curvature_table
     return curvature_table(runs, args.epoch, groups, args.level), accuracy.print_curvature_table(runs, options)
 
 
@@ -99,7 +99,7 @@ def _settings(frame) -> tuple:
 
 def _differences(frame, runs: Comparison, level: float) -> tuple:
     """Return the differences as a table of text: a row a quantity and group, a column a pool."""
-    from analysis.summary import interval_text
+    from analysis.findings.summary import interval_text
     from figures.tables import Printed, changes
     first, *others = runs.members
     keys = list(dict.fromkeys((quantity, group) for _, quantity, group in frame.index))
@@ -171,7 +171,7 @@ def _write(folder: Path, tables: dict[str, tuple]) -> list[Path]:
 
 
 def _document(runs: Comparison, tables: dict[str, tuple], notes: list[str], files: list[Path]) -> dict[str, Any]:
-    from analysis.summary import as_json
+    from analysis.findings.summary import as_json
     pools = {name: {"runs": [member.name for member in members], "seeds": [member.config.get("seed") for member in members],
                     "opt": members[0].config.get("opt")} for name, members in runs.members.items()}
     return {"pools": pools, "not_compared": notes, "files": files} | {name: as_json(frame) for name, (frame, _) in tables.items()}

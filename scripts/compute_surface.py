@@ -131,7 +131,7 @@ def _compute(args: argparse.Namespace, subject, epochs: list[int], settings) -> 
 
 def _summary(record) -> dict[str, Any]:
     """Return what a surface says in a few numbers."""
-    from analysis.slices import trust_radius
+    from analysis.findings.slices import trust_radius
     groups = _main_groups(record)
     radii = {group: trust_radius(record, group) for group in groups}
     return {"name": record.name, "epoch": record.epoch, "directions": record.direction_names,

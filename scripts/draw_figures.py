@@ -6,7 +6,7 @@ Runs of one optimizer with different seeds are pooled; several optimizers stand 
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,9 @@ def draw_all(names: list[str], members: list[Member], folder: Path, args: argpar
     return written, refused
 
 
-def compare_folders(paths: list[Path]) -> Comparison:
-    """Open every run folder among or below `paths` and pool them."""
-    return compare(open_runs(paths))
+def compare_folders(paths: list[Path], vary: Sequence[str] = ()) -> Comparison:
+    """Open every run folder among or below `paths` and pool them, settings in `vary` told apart."""
+    return compare(open_runs(paths), vary)
 
 
 def open_runs(paths: list[Path]) -> list[Member]:

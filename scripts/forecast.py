@@ -70,7 +70,7 @@ def of_spectra(subject, groups: Sequence[str], epochs: int, settings, making,
 
     `tell` is told what begins.
     """
-    from analysis.plan import budget
+    from analysis.operators.plan import budget
     from analysis.subject import group_images
     sizes = {group: len(group_images(subject, group, settings)[0]) for group in groups}
     ends = {sizes[group]: group for group in (max(groups, key=sizes.get), min(groups, key=sizes.get))}
@@ -102,7 +102,7 @@ def of_surfaces(subject, surfaces: Sequence) -> Forecast:
 
 def of_gradients(subject, settings, images: int) -> Forecast:
     """Time the gradient of one batch, for that of so many images."""
-    from analysis.similarity import mean_gradient
+    from analysis.measures.similarity import mean_gradient
     from analysis.subject import group_batches
     batch = group_batches(subject, "all", settings)[0][:1]
     model, loss = subject.cast(settings.dtype), subject.loss("CE")
@@ -112,7 +112,7 @@ def of_gradients(subject, settings, images: int) -> Forecast:
 
 def of_training(config, data) -> Forecast:
     """Time a few steps; the first is left out, since it sets things up."""
-    from landscape.batches import batch_sizes
+    from landscape.data.batches import batch_sizes
     from landscape.training import choose_device, train
     times = [time.perf_counter()]
     result = train(replace(config, max_steps=TRAINING_STEPS), data=data, on_step=lambda steps: times.append(time.perf_counter()))
@@ -172,7 +172,7 @@ def _scaled(size: int, small: _Timing, large: _Timing, name: str) -> float:
 def _forward_seconds(subject, images, dtype: str) -> float:
     import torch
 
-    from analysis.forward import build_forward
+    from analysis.surfaces.forward import build_forward
     from landscape.batchnorm import evaluation_mode
     model = subject.cast(dtype)
     with torch.no_grad(), evaluation_mode(model):

@@ -23,10 +23,10 @@ from landscape.data import LongTailData
 from landscape.errors import InputError
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
-from landscape.matching import load_weights
+from landscape.models.matching import load_weights
 from landscape.snapshot import state_arrays
 from landscape.training import build_network, check_outputs, choose_device, training_data
-from landscape.weights import Weights, read_weights, sha256
+from landscape.models.weights import Weights, read_weights, sha256
 from scripts.options import add_common_arguments, emit_json, say, tell_reading
 from scripts.train import check_origin, origin
 from scripts.run_folder import open_run

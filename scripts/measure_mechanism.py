@@ -32,7 +32,7 @@ class _List(argparse.Action):
     """Print the table of measures and stop, as --help does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from analysis.measures import MEASURES
+        from analysis.measures.catalogue import MEASURES
         for name, measure in MEASURES.items():
             print(f"{name:16} {measure.shows}\n{'':16} needs {measure.needs}; as in: {measure.source}")
         parser.exit(0)
@@ -87,7 +87,7 @@ def next_command(shown: list[dict]) -> str:
 
 def split_words(words: list[str]) -> tuple[list[str], list[Path]]:
     """Return the measures in front, `all` standing for every one, and the run folders behind them."""
-    from analysis.measures import MEASURES, measure_named
+    from analysis.measures.catalogue import MEASURES, measure_named
     count = next((i for i, word in enumerate(words) if word != "all" and word not in MEASURES), len(words))
     if not count or count < len(words) and not Path(words[count]).exists() and nearest(words[count], MEASURES):
         measure_named(words[count])
@@ -103,17 +103,17 @@ class _Job:
     """One measure of one run at one epoch."""
 
     name: str
-    case: Any       # analysis.case.Case
+    case: Any       # analysis.measures.case.Case
     epoch: int      # that its record is filed under
 
     @property
     def words(self) -> str:
-        from analysis.measures import measure_named
+        from analysis.measures.catalogue import measure_named
         return f"{self.name}, epoch {self.epoch}" if measure_named(self.name).at_checkpoint else self.name
 
     def work(self) -> int:
         """Return the image gradients that it takes."""
-        from analysis.measures import work
+        from analysis.measures.catalogue import work
         return work(self.name, self.case)
 
     def is_stored(self) -> bool:
@@ -122,8 +122,8 @@ class _Job:
 
 def _jobs(args: argparse.Namespace, store, names: list[str], settings) -> Iterator[_Job]:
     """Yield what is asked of one run, epoch by epoch; its data are read once, when something needs them."""
-    from analysis.case import Case
-    from analysis.measures import MEASURES
+    from analysis.measures.case import Case
+    from analysis.measures.catalogue import MEASURES
 
     @cache
     def subject():
@@ -160,7 +160,7 @@ def _forecast(args: argparse.Namespace, jobs: list[_Job]) -> dict[str, Any]:
 
 def _measure(args: argparse.Namespace, jobs: list[_Job]) -> tuple[list[dict], list[Exception]]:
     """Measure what is not stored; return the rows shown, and what refused to be measured."""
-    from analysis.measures import measured
+    from analysis.measures.catalogue import measured
     shown, refused = [], []
     expected = {job: 0 if job.is_stored() and not args.overwrite else _expected(job) for job in jobs}
     with Progress(sum(expected.values()) or None, "measure", quiet=args.quiet or args.json, unit="image gradient") as bar:

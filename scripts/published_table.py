@@ -8,40 +8,37 @@ from collections.abc import Sequence
 import pandas as pd
 
 from checkpoints.chosen_epoch import every_choice
-from checkpoints.store import RunStore
+from checkpoints.comparison import Comparison, Member
 from landscape.recipes import departures, published
 
 GROUPS = ("many", "medium", "few", "all")
 NO_DEPARTURE = ("seed", "opt", "eval_every")    # a seed of one's own, and what the table itself varies
 
 
-def published_table(stores: Sequence[RunStore]) -> pd.DataFrame | None:
+def published_table(runs: Comparison) -> pd.DataFrame | None:
     """Return accuracies in percent: rows (opt, how), columns many, medium, few, all; means over seeds.
 
     None where no run's recipe has published numbers for its optimizer.
     """
-    by_opt: dict[str, list[RunStore]] = {}
-    for store in stores:
-        if published(store.config):
-            by_opt.setdefault(store.config["opt"], []).append(store)
-    rows = {(opt, how): row for opt, members in by_opt.items() for how, row in _rows(members).items()}
+    rows = {(opt, how): row for opt, members in runs.members.items() if published(members[0].config)
+            for how, row in _rows(members).items()}
     if not rows:
         return None
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(GROUPS))
 
 
-def _rows(members: Sequence[RunStore]) -> dict[str, dict[str, float]]:
+def _rows(members: Sequence[Member]) -> dict[str, dict[str, float]]:
     found: dict[str, list[dict[str, float]]] = {}
-    for store in members:
-        for outcome in every_choice(store.metrics()):
+    for member in members:
+        for outcome in every_choice(member.metrics):
             words = outcome.words.partition(", ")[2]
             found.setdefault(words, []).append({group: 100 * outcome.accuracy.get(group, float("nan")) for group in GROUPS})
     means = {words: dict(pd.DataFrame(rows).mean()) for words, rows in found.items()}
     return means | {"published": published(members[0].config)}
 
 
-def departure_lines(stores: Sequence[RunStore]) -> list[str]:
+def departure_lines(runs: Comparison) -> list[str]:
     """Return what the runs change of their recipe, each change once."""
-    found = {f"{name}: {ours} instead of {said}" for store in stores if store.config.get("recipe")
-             for name, (said, ours) in departures(store.config).items() if name not in NO_DEPARTURE}
+    found = {f"{name}: {ours} instead of {said}" for member in runs.everyone if member.config.get("recipe")
+             for name, (said, ours) in departures(member.config).items() if name not in NO_DEPARTURE}
     return sorted(found)

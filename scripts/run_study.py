@@ -16,7 +16,7 @@ MECHANISM = ("alignment", "amplification", "toy", "ablation", "similarity", "qua
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="digits, or the TOML file of a study (--print_config writes one)")
+    parser.add_argument("study", metavar="STUDY", help="digits, family, or the TOML file of a study (--print_config writes one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study; default: runs/NAME")
     parser.add_argument("--print_config", action="store_true", help="print the study as TOML, to start one of your own, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: the study's, else one for each core")
@@ -124,10 +124,9 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     from checkpoints.errors import RecordError
     from figures.catalogue import write
     from figures.options import Options
-    from scripts.draw_figures import compare_folders
-    from scripts.study_plan import FIGURES
+    from scripts.study_presets import FIGURES
     names = study.figures.get("names", FIGURES)
-    pooled = compare_folders([folder / run.name for run in runs])
+    pooled = _pooled(study, runs, folder)
     target, pictures, reasons = folder / "figures", [], []
     make_folder(target)
     with Progress(len(names), "figures", quiet=args.quiet or args.json, unit="figure") as bar:
@@ -144,17 +143,21 @@ def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:
     return sorted(pictures, key=lambda path: path.suffix != ".png")
 
 
+def _pooled(study, runs, folder: Path):
+    from scripts.draw_figures import compare_folders
+    return compare_folders([folder / run.name for run in runs], study.vary)
+
+
 def _write_page(args: argparse.Namespace, study, runs, folder: Path) -> Path | None:
     """Write the report of all runs beside them, its surface interactive where plotly is installed."""
     if not study.figures.get("page", True):
         return None
     from figures.options import Options
     from figures.report import page_of
-    from scripts.draw_figures import compare_folders
     from scripts.write_report import FILE, write_page
     still = find_spec("plotly") is None
     with Progress(None, "report", quiet=args.quiet or args.json, unit="part") as bar:
-        page = page_of(compare_folders([folder / run.name for run in runs]), Options(groups=runs[0].groups), still=still,
+        page = page_of(_pooled(study, runs, folder), Options(groups=runs[0].groups), still=still,
                        figures=[name for name in study.figures.get("names", ()) if name in MECHANISM],
                        command=["landscape", "report", str(folder)], told=lambda name: bar.update())
     return write_page(folder / FILE, page)
@@ -164,20 +167,17 @@ def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: flo
     """Print the tables of the study; return them, stored as summary.json."""
     import pandas as pd
 
-    from analysis import summary
+    from analysis.findings import summary
     from checkpoints.atomic import write_text
     from checkpoints.provenance import provenance
-    from checkpoints.store import RunStore
-    from scripts.draw_figures import compare_folders
     from scripts.published_table import departure_lines, published_table
-    pooled = compare_folders([folder / run.name for run in runs])
+    pooled = _pooled(study, runs, folder)
     accuracy = summary.accuracy_table(pooled)
     epochs = runs[0].spectrum_epochs
     curvature = [summary.curvature_table(pooled, epoch, runs[0].groups) for epoch in epochs]
     _print_accuracy(args, accuracy, len(study.seeds))
     _print_curvature(args, curvature[-1], epochs[-1])
-    stores = [RunStore.open(folder / run.name) for run in runs]
-    beside, departing = published_table(stores), departure_lines(stores)
+    beside, departing = published_table(pooled), departure_lines(pooled)
     _print_published(args, beside, departing)
     document = {"study": study.name, "seeds": list(study.seeds), "seconds_of_this_call": seconds,
                 "accuracy": summary.as_json(accuracy), "curvature": summary.as_json(pd.concat(curvature)),
@@ -188,7 +188,7 @@ def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: flo
 
 
 def _print_accuracy(args: argparse.Namespace, table, num_seeds: int) -> None:
-    from analysis import summary
+    from analysis.findings import summary
     groups = [name for name in summary.ACCURACY_GROUPS if name in table]
     say(args, f"\ntest accuracy in % after the last epoch, mean ± 95 % interval over {num_seeds} seeds")
     say(args, summary.as_text(table, groups, percent=True))
@@ -204,7 +204,7 @@ def _print_published(args: argparse.Namespace, table, departures: list[str]) -> 
 
 
 def _print_curvature(args: argparse.Namespace, table, epoch: int) -> None:
-    from analysis import summary
+    from analysis.findings import summary
     say(args, f"\ncurvature after epoch {epoch}: extreme eigenvalues of each group's Hessian; negative mass below "
               f"−{table['threshold'].iloc[0]:.3g}")
     names = ["lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "loss", "gradient_norm"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from analysis.verdict import judge, theta_norm
+from analysis.findings.verdict import judge, theta_norm
 from checkpoints.chosen_epoch import choose
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact, supported

@@ -2,7 +2,7 @@
 
 from math import isfinite, isnan
 
-from analysis.verdict import KINDS, judge
+from analysis.findings.verdict import KINDS, judge
 from checkpoints.exactness import inexact, supported
 from checkpoints.records import Curvature, Estimate
 

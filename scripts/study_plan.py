@@ -3,6 +3,7 @@
     name = "digits"            [train]        settings that all runs share
     seeds = [0, 1, 2]          [methods.sam]  what sets one method apart; one table a method, `opt` names its optimizer
     workers = 0                [spectrum]     groups, epochs and the settings of `landscape spectrum`
+    vary = ["loss"]                           (settings that tell methods of one optimizer apart)
                                [[surfaces]]   epoch, seeds and the settings of `landscape surface`; any number of them
                                [measures]     names, epochs, seeds and the settings of `landscape measure`
                                [figures]      names, format, dpi; page = false for no report.html
@@ -13,41 +14,22 @@ import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tomli_w
 
-from analysis.measures import MEASURES
+from analysis.measures.catalogue import MEASURES
 from analysis.settings import MeasureSettings, SpectrumSettings, SurfaceSettings, surface_name
+from checkpoints.errors import RecordError
 from checkpoints.layout import check_name
+from checkpoints.variants import check_vary, variants
 from figures.catalogue import CATALOGUE
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.recipes import filled
+from scripts.study_presets import PRESETS
 
-FIGURES = ("overview", "spectra", "extreme_ratio", "negative_mass", "lambda_min", "surface", "surface_3d", "lines",
-           "accuracy_curves", "accuracy_table", "curvature_table", "alignment")
-DIGITS = {
-    "name": "digits",
-    "seeds": [0, 1, 2],
-    "workers": 0,
-    "train": {"dataset": "digits", "epochs": 40, "eval_every": 2, "lr": 0.02, "batch_size": 64},
-    "methods": {
-        "sgd": {"opt": "sgd"},
-        "sam": {"opt": "sam", "rho": 0.05},
-        "imbsam": {"opt": "imbsam", "rho": 0.05},
-        "ssesam": {"opt": "ssesam", "head_rho": 0.05, "tail_rho": 0.1, "gamma": 0.7},
-    },
-    "spectrum": {"groups": ["head", "tail"], "epochs": [10, 20, 30, 40], "num_probes": 4, "num_matvecs": 20, "num_pairs": 1,
-                 "tol": 0.01, "max_matvecs": 30, "trace_probes": 8, "batch_size": 400},
-    "surfaces": [
-        {"seeds": [0], "epoch": 40, "directions": "random", "dims": 2, "points": 15, "span": 0.5},
-        {"seeds": [0], "epoch": 40, "directions": "eigen", "group": "tail", "dims": 1, "points": 41, "span": 0.5},
-    ],
-    "measures": {"names": ["alignment"], "epochs": [10, 40], "batches": 5},
-    "figures": {"names": list(FIGURES), "format": ["png", "pdf"], "dpi": 200},
-}
-PRESETS = {"digits": DIGITS}
 PLACE = ("name", "epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
 # A study compares whole Hessians: blocks of parameters and other operators are for `landscape spectrum`.
 WHOLE_SPECTRA = tuple(f.name for f in fields(SpectrumSettings) if f.name not in ("params", "operator"))
@@ -82,6 +64,7 @@ class Study:
     measures: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     workers: int = 0            # processes; 0: one for each core, one on a GPU
+    vary: tuple[str, ...] = ()  # settings that tell methods of one optimizer apart, as in `landscape figures --vary`
 
     @classmethod
     def read(cls, source: str) -> "Study":
@@ -174,10 +157,24 @@ class Study:
         for run in self.runs():
             _check_surfaces(run)
             _check_measures(run)
-        optimizers = [run.config.opt for run in self.runs()[:len(self.methods)]]
-        if len(set(optimizers)) < len(optimizers):
-            raise InputError(f"methods {', '.join(self.methods)} share an optimizer: figures pool the runs of one optimizer, "
-                             "so make them two studies")
+        self._check_apart()
+
+    def _check_apart(self) -> None:
+        """See that every method makes a pool of its own: figures pool the runs of one optimizer."""
+        if any(not isinstance(key, str) for key in self.vary):
+            raise InputError(f"vary={list(self.vary)!r} is out of range: expected settings such as loss")
+        members = [SimpleNamespace(method=method, config=run.config.as_dict())
+                   for method, run in zip(self.methods, self.runs())]
+        try:
+            vary = check_vary(self.vary, members)
+        except RecordError as reason:
+            raise InputError(str(reason)) from reason
+        for opt in dict.fromkeys(member.config["opt"] for member in members):
+            for pool in variants(opt, [member for member in members if member.config["opt"] == opt], vary).values():
+                if len(pool) > 1:
+                    raise InputError(f"methods {' and '.join(member.method for member in pool)} share an optimizer: figures "
+                                     "pool the runs of one; name the setting that tells them apart, as in vary = [\"loss\"], or "
+                                     "make them two studies")
 
 
 def _place(entry: dict[str, Any], epoch: int) -> tuple[str, int, SurfaceSettings]:

@@ -58,8 +58,8 @@ def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, 
 
 def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, asked: Callable[[], bool]) -> None:
     """Train one network, then compute its spectra, surfaces and measures; what is stored already is not computed again."""
-    from analysis.case import Case
-    from analysis.measures import MEASURES, measured
+    from analysis.measures.case import Case
+    from analysis.measures.catalogue import MEASURES, measured
     from analysis.pipeline import compute_curvature
     from analysis.stored_surface import compute_surface
     from analysis.subject import Subject

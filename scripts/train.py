@@ -19,7 +19,7 @@ import torch
 from checkpoints.chosen_epoch import choose, every_choice
 from checkpoints.provenance import provenance
 from checkpoints.store import RunStore
-from landscape.building import build_optimizer
+from landscape.optimizers.building import build_optimizer
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.data.longtail import read_imb_factor

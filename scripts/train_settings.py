@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
-from landscape.building import FLAGS, opt_options, options_of_the_rule, settings_read
+from landscape.optimizers.building import FLAGS, opt_options, options_of_the_rule, settings_read
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
 from landscape.family import FAMILY

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from checkpoints.run_file import FILE_NAME
 from checkpoints.store import RunStore
-from landscape.batches import batch_sizes
+from landscape.data.batches import batch_sizes
 from landscape.configuration import NOT_IDENTITY, TrainConfig
 from landscape.data import LongTailData
 from landscape.determinism import deterministic

@@ -12,11 +12,11 @@ import signal
 import sys
 from pathlib import Path
 
-import analysis.pipeline    # noqa: F401 (loaded here, so that no child has to)
-import scripts.compute_spectrum    # noqa: F401
-import scripts.train    # noqa: F401
-from analysis import replay
-from analysis.hessian import HessianOperator
+import analysis.pipeline  # noqa: F401 (loaded here, so that no child has to)
+import scripts.compute_spectrum  # noqa: F401
+import scripts.train  # noqa: F401
+from analysis.operators import replay
+from analysis.operators.hessian import HessianOperator
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from scripts.cli import main as landscape

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from analysis.sweep import Sweep
+from analysis.surfaces.sweep import Sweep
 from scripts.cli import main
 
 made, at = [], Sweep.at

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from networks import InPlaceResidual, images, losses, make
 
-from analysis.extremes import extreme_eigenpairs
 from analysis.operators import GaussNewtonOperator, HessianOperator
+from analysis.spectra.extremes import extreme_eigenpairs
 from landscape.distributed import init_from_environment, is_main, main_first
 from landscape.errors import InputError
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from matrices import SPECTRA, matrix, seeded
 
-from analysis.extremes import extreme_eigenpairs
 from analysis.operators import Deflated, MatrixOperator
+from analysis.spectra.extremes import extreme_eigenpairs
 from landscape.errors import InputError
 
 A, B = (matrix(SPECTRA["spread"], seed=seed) for seed in (0, 1))

@@ -3,8 +3,8 @@ import torch
 from networks import Attention, InPlaceResidual, Shared, dense_hessian, images, losses, make
 from torch import nn
 
-from analysis.blocks import choose, parameter_blocks
 from analysis.operators import HessianOperator
+from analysis.operators.blocks import choose, parameter_blocks
 from landscape.errors import InputError
 from landscape.models import ARCHITECTURES, build_model
 

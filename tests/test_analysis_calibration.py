@@ -5,10 +5,10 @@ import pytest
 import torch
 from matrices import CALIBRATION, batched_rules, jacobi, matrix, probe_weights, seeded
 
-from analysis.lanczos import krylov, random_unit
 from analysis.operators import MatrixOperator
-from analysis.quadrature import join, mass_parts, moments
-from analysis.trace import measure_trace
+from analysis.spectra.lanczos import krylov, random_unit
+from analysis.spectra.quadrature import join, mass_parts, moments
+from analysis.spectra.trace import measure_trace
 from checkpoints.records import Spectrum
 
 PROBES = 10

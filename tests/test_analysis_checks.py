@@ -6,8 +6,7 @@ from networks import dense_hessian, losses
 from torch import nn
 from torch.nn import functional as F
 
-from analysis import plan, products
-from analysis.operators import HessianOperator
+from analysis.operators import HessianOperator, plan, products
 from landscape.errors import InputError
 
 torch.manual_seed(0)

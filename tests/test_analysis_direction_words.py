@@ -1,7 +1,7 @@
 import pytest
 
-from analysis.direction_words import Word, read_words
 from analysis.settings import SurfaceSettings, surface_name
+from analysis.surfaces.direction_words import Word, read_words
 from checkpoints import layout
 from landscape.errors import InputError
 
@@ -81,6 +81,7 @@ def test_bad_settings_are_named_with_their_range(change, word):
 
 
 def test_names_known_without_torch_are_those_of_the_numerics():
-    from analysis import directions, settings, statistics
+    from analysis import settings
+    from analysis.surfaces import directions, statistics
     assert settings.NORMALIZATIONS == tuple(directions.UNITS) and settings.IGNORED == directions.IGNORED
     assert settings.BATCHNORM == statistics.POLICIES

@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.directions import (
-    Direction, between, directions_hash, eigenvector_direction, orthogonalized, random_direction,
-)
+from analysis.surfaces.directions import (Direction, between, directions_hash, eigenvector_direction, orthogonalized,
+                                          random_direction)
 from checkpoints.records import Curvature, EigenPairs, Estimate, Spectrum
 from landscape.errors import InputError
 from landscape.parameters import theta, unflatten

@@ -9,9 +9,8 @@ import torch
 from networks import InPlaceResidual, losses, make
 from shared_work import SPLITS, batches, block, measure
 
-from analysis import products
-from analysis.batches import read
-from analysis.operators import HessianOperator
+from analysis.operators import HessianOperator, products
+from analysis.operators.batches import read
 from landscape.distributed import Processes, fingerprint, init_from_environment, is_main, main_first
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,10 +7,10 @@ from matrices import SPECTRA, matrix, seeded
 from networks import dense_hessian, images, losses
 from torch import nn
 
-from analysis.ends import (Redrawn, batch_normalized, converged_ends, ends_by_steps, images_that_fit, joined_ends, redrawn_ends,
-                           tridiagonal_ends, unchecked)
-from analysis.hessian import HessianOperator
+from analysis.measures.ends import (Redrawn, batch_normalized, converged_ends, ends_by_steps, images_that_fit, joined_ends,
+                                    redrawn_ends, tridiagonal_ends, unchecked)
 from analysis.operators import MatrixOperator
+from analysis.operators.hessian import HessianOperator
 from landscape.batchnorm import batch_statistics
 from landscape.errors import InputError
 
@@ -133,7 +133,7 @@ def test_one_batch_is_no_larger_than_memory_allows(model, monkeypatch):
 
 
 def _fitting(model, image, free, monkeypatch):
-    monkeypatch.setattr("analysis.plan.budget", lambda memory, device: free)
+    monkeypatch.setattr("analysis.operators.plan.budget", lambda memory, device: free)
     return images_that_fit(model, losses, image, 1000)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.directions import Direction
-from analysis.escape import POINTS, Sample, joined, losses_at, lowest_point, walk
-from analysis.slices import predicted, trust_radius
+from analysis.findings.slices import predicted, trust_radius
+from analysis.measures.escape import POINTS, Sample, joined, losses_at, lowest_point, walk
+from analysis.surfaces.directions import Direction
 from landscape.errors import InputError
 from landscape.parameters import moved_to, theta
 

@@ -4,10 +4,10 @@ import scipy.sparse.linalg
 import torch
 from matrices import SPECTRA, matrix, seeded
 
-from analysis.algebra import Operator
-from analysis.extremes import extreme_eigenpairs, missed_below
-from analysis.lanczos import krylov
 from analysis.operators import Deflated, MatrixOperator
+from analysis.operators.algebra import Operator
+from analysis.spectra.extremes import extreme_eigenpairs, missed_below
+from analysis.spectra.lanczos import krylov
 from landscape.errors import InputError
 
 

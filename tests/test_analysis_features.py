@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.features import MEASURES, classifier_features, classifier_layer, feature_quality
+from analysis.measures.features import MEASURES, classifier_features, classifier_layer, feature_quality
 from landscape.errors import InputError
 from landscape.models import ARCHITECTURES, build_model
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.folding import Folding
+from analysis.operators.folding import Folding
 
 
 class Calls(torch.overrides.TorchFunctionMode):

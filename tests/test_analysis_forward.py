@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import forward as forms
-from analysis.forward import FORMS, Folded, Forward, build_forward, difference, untouched
+from analysis.surfaces import forward as forms
+from analysis.surfaces.forward import FORMS, Folded, Forward, build_forward, difference, untouched
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError
 from landscape.models import build_model

@@ -4,8 +4,7 @@ from networks import Custom, Detached, InPlaceResidual, Recurrent, Shared, dense
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from analysis import products
-from analysis.operators import GaussNewtonOperator, HessianOperator
+from analysis.operators import GaussNewtonOperator, HessianOperator, products
 from landscape.errors import InputError
 
 X, Y = images()
@@ -120,7 +119,7 @@ def test_differences_are_near_and_only_taken_when_named():
 
 def test_a_wrong_engine_is_caught_by_another(monkeypatch):
     def hessian_instead(objective, theta, traces):
-        from analysis.objective import Objective
+        from analysis.operators.objective import Objective
         return products.jvp(Objective(**vars(objective)), theta, traces)
     monkeypatch.setitem(products.ENGINES, "linearized", hessian_instead)
     operator = GaussNewtonOperator(perceptron(16, 4, 3), losses, [(X, Y)])

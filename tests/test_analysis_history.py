@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis import history
-from analysis.verdict import NONE_FOUND, SADDLE, SLOPE, UNDECIDED, judge
+from analysis.findings import history
+from analysis.findings.verdict import NONE_FOUND, SADDLE, SLOPE, UNDECIDED, judge
 from checkpoints.comparison import compare
 from checkpoints.records import Estimate
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm, t
 
-from analysis.intervals import chi2_reach, law_interval
+from analysis.spectra.intervals import chi2_reach, law_interval
 
 
 def rule(values, share, count):

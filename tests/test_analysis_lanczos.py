@@ -3,9 +3,9 @@ import pytest
 import torch
 from matrices import SPECTRA, matrix, seeded
 
-from analysis import lanczos
-from analysis.extremes import extreme_eigenpairs
-from analysis.lanczos import CHUNK, home, krylov, project_out
+from analysis.spectra import lanczos
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.lanczos import CHUNK, home, krylov, project_out
 from landscape.errors import InputError
 
 

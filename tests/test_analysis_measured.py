@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis import robustness
-from analysis.case import Case
-from analysis.measures import measured, work
+from analysis.measures import robustness
+from analysis.measures.case import Case
+from analysis.measures.catalogue import measured, work
 from analysis.pipeline import compute_curvature
 from analysis.settings import Making, MeasureSettings, SpectrumSettings
 from analysis.subject import Subject
@@ -108,7 +108,7 @@ def test_similarity_has_rows_for_groups_and_for_the_largest_and_smallest_classes
 
 def test_one_batch_of_all_images_agrees_with_the_mixture_of_the_groups(case, monkeypatch):
     """A mini-batch that holds every training image has the gradient sum_g (n_g / n) grad L_g."""
-    import analysis.similarity as module
+    import analysis.measures.similarity as module
     everything = of_class(case.subject, "all")
     monkeypatch.setattr(module, "drawn", lambda *_: iter([everything] * 2))
     table = frame(record_of("similarity", case, batches=2)).set_index("group")

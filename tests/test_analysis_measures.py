@@ -3,11 +3,11 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
-from analysis.case import Case
-from analysis.measures import MEASURES, _loaded, measure_named, measured
+from analysis.measures.case import Case
+from analysis.measures.catalogue import MEASURES, _loaded, measure_named, measured
+from analysis.measures.table import table
 from analysis.settings import MeasureSettings
 from analysis.stored import OtherRecord
-from analysis.table import table
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.errors import InputError

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.case import Case
-from analysis.measures import measured, work
-from analysis.perturbations import null_alignment, region
+from analysis.measures.case import Case
+from analysis.measures.catalogue import measured, work
+from analysis.measures.perturbations import null_alignment, region
 from analysis.pipeline import compute_curvature
 from analysis.settings import Making, MeasureSettings, SpectrumSettings
 from analysis.stored import OtherRecord

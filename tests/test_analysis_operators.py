@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 from networks import (EXACT, AlwaysDropout, BranchOnBatch, BranchOnSample, Counting, Custom, Detached, FalseCustom,
-                      InPlaceResidual, Masked, Narrow, Recurrent, ReentrantlyCheckpointed, StopGradient, dense_hessian, images,
-                      losses, make)
+                      InPlaceResidual, Masked, Narrow, Recurrent, ReentrantlyCheckpointed, StopGradient, dense_hessian,
+                      images, losses, make)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from analysis import products
-from analysis.extremes import extreme_eigenpairs
-from analysis.operators import HessianOperator, MatrixOperator
+from analysis.operators import HessianOperator, MatrixOperator, products
+from analysis.spectra.extremes import extreme_eigenpairs
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.losses import build_loss

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from fabricated_runs import fake_run
 
-from analysis import outcomes
+from analysis.findings import outcomes
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.directions import Direction, between
-from analysis.paths import axis_between, covering_axis, principal_directions, project
+from analysis.surfaces.directions import Direction, between
+from analysis.surfaces.paths import axis_between, covering_axis, principal_directions, project
 from landscape.errors import InputError
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.perturbations import (ASCENTS, ablated, alignments, amplification, as_gradient, minibatch_ascents,
-                                    null_alignment, radii, region, reliable)
-from landscape.ascent import displaced
+from analysis.measures.perturbations import (ASCENTS, ablated, alignments, amplification, as_gradient, minibatch_ascents,
+                                             null_alignment, radii, region, reliable)
 from landscape.configuration import TrainConfig
+from landscape.optimizers.ascent import displaced
 from landscape.parameters import theta, trainable
 from landscape.training import build_network, training_data
 

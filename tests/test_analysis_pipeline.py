@@ -182,7 +182,8 @@ def test_what_an_earlier_process_made_is_counted_apart(tmp_path):
 
 
 def test_engines_are_named_without_torch_as_they_are_with_it():
-    from analysis import products, settings
+    from analysis import settings
+    from analysis.operators import products
     assert settings.ENGINES == tuple(products.ENGINES)
     with pytest.raises(InputError, match="engine='fast' is unknown: expected auto, linearized, linearized-compiled, jvp"):
         Making(engine="fast")

@@ -3,12 +3,12 @@ import torch
 from networks import InPlaceResidual, dense_hessian, images, losses, make
 from torch import nn
 
-from analysis import plan, products
-from analysis.batches import Batch
-from analysis.hessian import HessianOperator
-from analysis.plan import Kept, Wishes, microbatches
-from analysis.products import Prepared
-from analysis.verification import relative_gap
+from analysis.operators import plan, products
+from analysis.operators.batches import Batch
+from analysis.operators.hessian import HessianOperator
+from analysis.operators.plan import Kept, Wishes, microbatches
+from analysis.operators.products import Prepared
+from analysis.operators.verification import relative_gap
 from landscape.errors import InputError
 
 X, Y = images()

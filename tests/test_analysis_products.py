@@ -4,8 +4,8 @@ import pytest
 import torch
 from networks import Attention, InPlaceResidual, dense_hessian, images, losses, make
 
-from analysis.hessian import HessianOperator
-from analysis.verification import relative_gap
+from analysis.operators.hessian import HessianOperator
+from analysis.operators.verification import relative_gap
 from landscape.errors import InputError
 
 X, Y = images()
@@ -30,7 +30,7 @@ def test_what_is_kept_and_what_is_computed_anew_are_the_same_bits_compiled_too()
 
 
 def test_many_products_pay_for_compiling_and_few_do_not(monkeypatch):
-    from analysis import plan
+    from analysis.operators import plan
     monkeypatch.setattr(plan, "COMPILING", 1e-9)
     many = HessianOperator(make(InPlaceResidual), losses, [(X, Y)], expected_matvecs=1000)
     assert many.engine == "linearized-compiled" or "times slower" in many.reasons["linearized-compiled"]

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import quadratic
-from analysis.directions import Direction
-from analysis.kernels import differentiable_kernels
-from analysis.quadratic import class_derivatives
+from analysis.operators.kernels import differentiable_kernels
+from analysis.surfaces import quadratic
+from analysis.surfaces.directions import Direction
+from analysis.surfaces.quadratic import class_derivatives
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError
 from landscape.parameters import theta, trainable

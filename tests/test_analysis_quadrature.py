@@ -3,11 +3,11 @@ import pytest
 from matrices import SPECTRA, matrix, seeded
 from scipy.integrate import trapezoid
 
-from analysis import lanczos
-from analysis.lanczos import krylov
-from analysis.quadrature import (bandwidth, density, density_band, mass_bracket, mass_parts, moments, negative_mass,
-                                 published_bandwidth, t_interval, threshold, tridiagonal_rule)
-from analysis.spectrum import spectral_density
+from analysis.spectra import lanczos
+from analysis.spectra.lanczos import krylov
+from analysis.spectra.quadrature import (bandwidth, density, density_band, mass_bracket, mass_parts, moments, negative_mass,
+                                         published_bandwidth, t_interval, threshold, tridiagonal_rule)
+from analysis.spectra.spectrum import spectral_density
 from checkpoints.records import Spectrum
 from landscape.errors import InputError
 

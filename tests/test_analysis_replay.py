@@ -3,10 +3,9 @@ import pytest
 import torch
 from matrices import matrix as rotated
 
-from analysis import replay
-from analysis.lanczos import krylov
-from analysis.operators import MatrixOperator
-from analysis.replay import Remembered, note, noted
+from analysis.operators import MatrixOperator, replay
+from analysis.operators.replay import Remembered, note, noted
+from analysis.spectra.lanczos import krylov
 
 
 class Listed(list):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.similarity import batch_cosines, cosine, extreme_classes, mean_cosine, mean_gradient
+from analysis.measures.similarity import batch_cosines, cosine, extreme_classes, mean_cosine, mean_gradient
 from landscape.errors import InputError
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.slices import TrustRadius, barrier, predicted, trust_radius
+from analysis.findings.slices import TrustRadius, barrier, predicted, trust_radius
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface
 

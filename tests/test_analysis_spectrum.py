@@ -1,9 +1,9 @@
 import pytest
 from matrices import SPECTRA, matrix, seeded
 
-from analysis.extremes import extreme_eigenpairs
-from analysis.saddle import extreme_ratio, negative_curvature_verified, ritz_negative_share
-from analysis.spectrum import spectral_density
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.saddle import extreme_ratio, negative_curvature_verified, ritz_negative_share
+from analysis.spectra.spectrum import spectral_density
 from landscape.errors import InputError
 
 PLAIN = matrix(SPECTRA["outliers"])

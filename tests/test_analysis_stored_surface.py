@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import sweep
 from analysis.chosen_directions import choose_directions
+from analysis.findings.slices import barrier, trust_radius
 from analysis.pipeline import compute_curvature
 from analysis.settings import SpectrumSettings, SurfaceSettings
-from analysis.slices import barrier, trust_radius
 from analysis.stored import OtherRecord
 from analysis.stored_surface import compute_surface
 from analysis.subject import Subject, surface_batches
+from analysis.surfaces import sweep
 from checkpoints.errors import RecordError
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore

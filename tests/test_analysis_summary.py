@@ -5,8 +5,8 @@ import pytest
 from fabricated_runs import fake_run, fake_runs
 from scipy.stats import t as student_t
 
-from analysis import summary
-from analysis.quadrature import negative_mass, threshold
+from analysis.findings import summary
+from analysis.spectra.quadrature import negative_mass, threshold
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.directions import Direction, directions_hash, random_direction
-from analysis.surface import loss_surface
+from analysis.surfaces.directions import Direction, directions_hash, random_direction
+from analysis.surfaces.surface import loss_surface
 from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.parameters import moved_to, theta

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import sweep
-from analysis.directions import Direction, between, random_direction
-from analysis.slices import predicted, trust_radius
-from analysis.statistics import recalibrate
-from analysis.surface import loss_surface
-from analysis.sweep import Samples, shared_rows
+from analysis.findings.slices import predicted, trust_radius
+from analysis.surfaces import sweep
+from analysis.surfaces.directions import Direction, between, random_direction
+from analysis.surfaces.statistics import recalibrate
+from analysis.surfaces.surface import loss_surface
+from analysis.surfaces.sweep import Samples, shared_rows
 from landscape.batchnorm import evaluation_mode
 from landscape.distributed import Processes
 from landscape.errors import InputError

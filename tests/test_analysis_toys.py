@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.toys import (METHODS, RHOS, Loss, Method, Setting, closed_form, escape_steps, escape_table, geometric_steps,
-                           trajectory)
+from analysis.measures.toys import (METHODS, RHOS, Loss, Method, Setting, closed_form, escape_steps, escape_table,
+                                    geometric_steps, trajectory)
 from landscape.optimizers import SAM, SSESAM, GroupSAM, ImbSAM
 
 SETTING = Setting()

@@ -4,10 +4,10 @@ import torch
 from matrices import SPECTRA, matrix, seeded
 from networks import InPlaceResidual, images, losses, make
 
-from analysis.extremes import extreme_eigenpairs
 from analysis.operators import HessianOperator
-from analysis.trace import Hutchinson, _Complement, estimate_trace, measure_trace
-from analysis.xtrace import XTrace
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.trace import Hutchinson, _Complement, estimate_trace, measure_trace
+from analysis.spectra.xtrace import XTrace
 from landscape.errors import InputError
 
 PLAIN = matrix(SPECTRA["outliers"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run
 
-from analysis import tracking
+from analysis.findings import tracking
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sample_records import curvature
 
-from analysis import verdict
-from analysis.extremes import extreme_eigenpairs
-from analysis.lanczos import krylov
+from analysis.findings import verdict
+from analysis.findings.verdict import judge
 from analysis.operators import MatrixOperator
-from analysis.verdict import judge
+from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.lanczos import krylov
 from landscape.errors import InputError
 
 SIZE = 60

@@ -3,9 +3,9 @@ import torch
 from networks import images, losses
 from torch import nn
 
-from analysis.hessian import HessianOperator
-from analysis.products import EngineError, Prepared
-from analysis.verification import check, refuse_other_losses, relative_gap
+from analysis.operators.hessian import HessianOperator
+from analysis.operators.products import EngineError, Prepared
+from analysis.operators.verification import check, refuse_other_losses, relative_gap
 
 
 def test_products_of_kinked_networks_pass_though_rounding_moves_activations_across_the_kink():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis import outcomes, summary
+from analysis.findings import outcomes, summary
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import accuracy, style

@@ -3,8 +3,8 @@ import pytest
 from fabricated_runs import fake_run, fake_runs
 from test_analysis_history import escaping
 
-from analysis import history as numbers
-from analysis.tracking import tracked
+from analysis.findings import history as numbers
+from analysis.findings.tracking import tracked
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import history, style

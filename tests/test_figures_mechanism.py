@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis.quadrature import t_interval
+from analysis.spectra.quadrature import t_interval
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from checkpoints.frames import frame

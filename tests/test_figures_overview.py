@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_pairs, fake_run, fake_runs
 
-from analysis import summary
+from analysis.findings import summary
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import overview, spectrum, style

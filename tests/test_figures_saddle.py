@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis.quadrature import negative_mass, t_interval, threshold
+from analysis.spectra.quadrature import negative_mass, t_interval, threshold
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import saddle, style

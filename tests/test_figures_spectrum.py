@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_pairs, fake_runs, lanczos
 
-from analysis import quadrature
+from analysis.spectra import quadrature
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import spectrum, style

@@ -5,7 +5,7 @@ import pytest
 from fabricated_runs import fake_lines, fake_run, fake_runs
 from matplotlib.colors import LogNorm
 
-from analysis import slices
+from analysis.findings import slices
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import style, surface

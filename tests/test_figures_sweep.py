@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs, swept_runs
 
-from analysis import summary
+from analysis.findings import summary
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, LOSS, RADII

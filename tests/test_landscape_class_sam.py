@@ -9,12 +9,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from landscape.cc_sam import CCSAM
-from landscape.cc_sam_second import adversarial_share, class_weights, first_epoch
 from landscape.errors import InputError
-from landscape.focal_sam import FocalSAM
 from landscape.optimizers import ASAM, SAM, SGD, FriendlySAM, GroupSAM, ImbSAM
-from landscape.scaling import class_radius
+from landscape.optimizers.cc_sam import CCSAM
+from landscape.optimizers.cc_sam_second import adversarial_share, class_weights, first_epoch
+from landscape.optimizers.focal_sam import FocalSAM
+from landscape.optimizers.scaling import class_radius
 
 COUNTS, RHO = [60, 20, 5], 0.3
 EACH = torch.full((10,), 0.1, dtype=torch.float64)      # of the mean over the batch

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from landscape.contrastive import (
-    HEADS, ContrastiveForward, ContrastiveOutputs, add_contrastive_heads, balanced_contrastive, classifier_layer,
-    features_and_logits, freeze_contrastive_heads)
 from landscape.errors import InputError
 from landscape.losses import LOSSES, build_loss, needs_views
+from landscape.losses.contrastive import (HEADS, ContrastiveForward, ContrastiveOutputs, add_contrastive_heads,
+                                          balanced_contrastive, classifier_layer, features_and_logits,
+                                          freeze_contrastive_heads)
 from landscape.models import build_model
 from landscape.parameters import trainable
 

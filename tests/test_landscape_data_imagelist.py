@@ -7,9 +7,9 @@ import torch
 from image_lists import COUNTS, draw, entries, imagenet_lt, write_json, write_list
 from PIL import Image
 
-from landscape.batches import batch_sizes, shuffled_batches
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
+from landscape.data.batches import batch_sizes, shuffled_batches
 from landscape.data.imagefiles import random_part
 from landscape.data.imagelist import NORMALIZATIONS
 from landscape.errors import InputError

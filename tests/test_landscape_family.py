@@ -11,12 +11,12 @@ from test_landscape_optimizers import INPUTS, LABELS, TAIL, Counted, NoWaiting, 
 from torch.nn.functional import cross_entropy
 from training_ranks import Memory
 
-from landscape.building import build_optimizer, constructor_of, hyperparameters, opt_options, settings_read
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
 from landscape.errors import InputError
 from landscape.family import FAMILY, Method, Passes, method, register_optimizer
 from landscape.optimizers import SAM, SSESAM
+from landscape.optimizers.building import build_optimizer, constructor_of, hyperparameters, opt_options, settings_read
 from landscape.training import train
 
 CLASS_COUNTS = [60, 20, 5]

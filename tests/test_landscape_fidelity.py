@@ -25,11 +25,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from checkpoints.chosen_epoch import choose
-from landscape.ascent import AscentRule, displace, put_back
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
 from landscape.errors import InputError
 from landscape.optimizers import SAM, GroupSAM, ImbSAM, switch_epoch
+from landscape.optimizers.ascent import AscentRule, displace, put_back
 from landscape.schedules import learning_rate
 from landscape.training import train
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from landscape.data import load_data
 from landscape.errors import InputError
-from landscape.gkp_gsa import GKPGSA
 from landscape.optimizers import SAM, SGD
+from landscape.optimizers.gkp_gsa import GKPGSA
 from landscape.parameters import flatten, split_like
 from landscape.training import TrainConfig, train
 

@@ -6,16 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from landscape.errors import InputError
-from landscape.losses import (
-    LOSSES,
-    build_loss,
-    drw_weights,
-    loss_name,
-    loss_options,
-    needs_cosine_head,
-    needs_views,
-    register_loss,
-)
+from landscape.losses import (LOSSES, build_loss, drw_weights, loss_name, loss_options, needs_cosine_head, needs_views,
+                              register_loss)
 
 COUNTS = np.array([81, 16, 1])
 OF_LOGITS = [name for name in LOSSES if not needs_views(name)]
@@ -136,7 +128,7 @@ def tempered(class_counts, *, temperature=2.0):
 
 
 def test_a_loss_of_ones_own_is_one_row_or_a_module_and_a_callable(batch, monkeypatch, tmp_path):
-    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    monkeypatch.setattr("landscape.losses.table.LOSSES", dict(LOSSES))
     register_loss("mine", tempered)
     assert loss_options("mine") == {"temperature": 2.0}
     logits, targets = batch

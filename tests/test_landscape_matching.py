@@ -6,9 +6,9 @@ from released_layouts import saddle, saddle_file, sse_sam
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.matching import load_weights
 from landscape.models import CosineHead, build_model
-from landscape.weights import Weights, read_weights
+from landscape.models.matching import load_weights
+from landscape.models.weights import Weights, read_weights
 
 
 def held(tensors):

@@ -13,10 +13,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape.building import build_optimizer
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
-from landscape.optimizers import SAM, GroupSAM, ImbSAM, SSESAM, switch_epoch
+from landscape.optimizers import SAM, SSESAM, GroupSAM, ImbSAM, switch_epoch
+from landscape.optimizers.building import build_optimizer
 
 LR, MOMENTUM, WEIGHT_DECAY, RHO = 0.1, 0.9, 0.01, 0.3
 LABELS = torch.tensor([0, 0, 1, 2, 0, 1, 0, 2, 0, 0])

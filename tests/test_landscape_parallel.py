@@ -124,7 +124,7 @@ def test_what_processes_cannot_do_is_one_line(monkeypatch):
         one_gpu_each(torch.device("cuda:0"), Processes(0, 2))
     one_gpu_each(torch.device("cuda"), Processes(0, 2)), one_gpu_each(torch.device("cuda:0"), ALONE)
     model = network()
-    monkeypatch.setattr("landscape.group_sam.refuse_different_parameters", lambda *_: None)
+    monkeypatch.setattr("landscape.optimizers.group_sam.refuse_different_parameters", lambda *_: None)
     optimizer = SSESAM(torch.optim.SGD(model.parameters(), lr=0.1), model, processes=Processes(0, 2))
     with pytest.raises(InputError, match="the four calls know one process only"):
         optimizer.compute_and_add_epsilon(0)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from landscape.clustering import by_mean_size, groups_by_size, similarity, spectral_groups
 from landscape.data import load_data
 from landscape.data.dataset import LongTailData, Split
 from landscape.errors import InputError
-from landscape.fisher import diagonal_fisher, squared_batch_gradients
-from landscape.memory import ClassMemory, class_statistics, feature_quality
+from landscape.optimizers.clustering import by_mean_size, groups_by_size, similarity, spectral_groups
+from landscape.optimizers.fisher import diagonal_fisher, squared_batch_gradients
+from landscape.optimizers.memory import ClassMemory, class_statistics, feature_quality
+from landscape.optimizers.preservation import Preservation, PreservationRule
 from landscape.parameters import flatten, trainable
-from landscape.preservation import Preservation, PreservationRule
 
 COUNTS = [12, 9, 5, 4]
 

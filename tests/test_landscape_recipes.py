@@ -109,6 +109,16 @@ def test_rangwanis_escape_baselines_stand_beside_their_published_accuracies(opt,
     assert found == ({} if all_classes is None else {"all": all_classes})
 
 
+@pytest.mark.parametrize("given, all_classes", [
+    ({"dataset": "cifar100"}, 53.2), ({"dataset": "cifar100", "opt_options": {"scale": 0.0}}, 52.4),
+    ({"dataset": "cifar100", "opt_options": {"penalty": 0.0}}, 52.7), ({"dataset": "cifar10"}, 86.3),
+    ({"dataset": "cifar10", "opt_options": {"scale": 0.0}}, None), ({"dataset": "imagenet-lt"}, 57.9),
+    ({"dataset": "imagenet-lt", "arch": "timm:resnext50_32x4d"}, 58.9), ({"dataset": "inaturalist18"}, 74.4),
+    ({"dataset": "cifar100", "gkp_variant": "released"}, None)])
+def test_gkp_gsa_stands_beside_what_is_published_for_the_whole_or_the_part_that_was_trained(given, all_classes):
+    assert published(config("gkp-gsa", **given).as_dict()).get("all") == all_classes
+
+
 def test_options_of_the_optimizer_are_overridden_one_by_one():
     run = config("cc-sam", dataset="cifar10", opt_options={"radius_scale": 0.02})
     assert run.opt_options["radius_scale"] == 0.02 and run.opt_options["flat_ratio"] == 0.3

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_ranks import Memory
 
-from landscape.batches import batch_sizes
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
+from landscape.data.batches import batch_sizes
 from landscape.errors import InputError
 from landscape.family import FAMILY
 from landscape.precision import PRECISIONS, autocast, check_precision, float32_precision

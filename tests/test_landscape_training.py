@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape.batches import batch_sizes
 from landscape.data import load_data
+from landscape.data.batches import batch_sizes
 from landscape.errors import DivergedError, InputError
 from landscape.losses import drw_weights
 from landscape.models import CosineHead

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import landscape
-from landscape.batches import batch_sizes, shuffled_batches
 from landscape.data import load_data
 from landscape.data.augment import Augmentation
+from landscape.data.batches import batch_sizes, shuffled_batches
+from landscape.data.views import OwnViews, PolicyViews, cutout, views_of
 from landscape.errors import InputError
-from landscape.views import OwnViews, PolicyViews, cutout, views_of
-
 
 SIZES = batch_sizes(405, 60)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.weights import read_weights
+from landscape.models.weights import read_weights
 
 
 def tensors():

@@ -17,35 +17,31 @@ PACKAGES = ("analysis", "checkpoints", "figures", "landscape", "scripts")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # module prefix -> prefixes of this project that it may import, nearest rule first
+STORED = ("analysis", "landscape", "checkpoints")
 LADDER = {
     "landscape": ("landscape",),
     "checkpoints": ("checkpoints",),
-    "analysis.pipeline": ("analysis", "landscape", "checkpoints"),
-    "analysis.chosen_directions": ("analysis", "landscape", "checkpoints"),
-    "analysis.stored": ("analysis", "landscape", "checkpoints"),
-    "analysis.stored_surface": ("analysis", "landscape", "checkpoints"),
-    "analysis.subject": ("analysis", "landscape", "checkpoints"),
-    "analysis.case": ("analysis", "landscape", "checkpoints"),
-    "analysis.measures": ("analysis", "landscape", "checkpoints"),
-    "analysis.summary": ("analysis.quadrature", "checkpoints.records", "checkpoints.errors", "checkpoints.comparison"),
-    "analysis.verdict": ("checkpoints.records", "checkpoints.exactness", "landscape.errors"),
-    "analysis.outcomes": ("analysis.summary", "checkpoints"),
-    "analysis.differences": ("analysis.summary", "checkpoints.records"),
-    "analysis.side_by_side": ("analysis.summary", "analysis.outcomes", "analysis.differences", "checkpoints"),
-    "analysis.history": ("analysis.summary", "analysis.verdict", "checkpoints"),
-    "analysis.tracking": ("checkpoints",),
-    "analysis.slices": ("checkpoints.records", "checkpoints.errors"),
+    "analysis.pipeline": STORED,
+    "analysis.chosen_directions": STORED,
+    "analysis.stored": STORED,
+    "analysis.stored_surface": STORED,
+    "analysis.subject": STORED,
+    "analysis.measures.case": STORED,
+    "analysis.measures.catalogue": STORED,
+    "analysis.findings": ("analysis.findings", "analysis.spectra.quadrature", "analysis.spectra.intervals",
+                          "checkpoints", "landscape.errors"),
+    "analysis.operators": ("analysis.operators", "landscape"),
+    "analysis.spectra": ("analysis.spectra", "analysis.operators", "landscape", "checkpoints.records"),
+    "analysis.surfaces": ("analysis.surfaces", "analysis.operators", "landscape", "checkpoints.records"),
     "analysis": ("analysis", "landscape", "checkpoints.records"),
-    "figures": ("figures", "analysis.intervals", "analysis.quadrature", "analysis.summary", "analysis.verdict",
-                "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices",
-                "checkpoints", "landscape.family"),
+    "figures": ("figures", "analysis.findings", "analysis.spectra.intervals", "analysis.spectra.quadrature", "checkpoints",
+                "landscape.family"),
     "scripts": PACKAGES,
 }
-OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.case",
-                "analysis.measures", "analysis.chosen_directions")
-TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.quadrature", "analysis.summary", "analysis.verdict",
-              "analysis.outcomes", "analysis.differences", "analysis.history", "analysis.tracking", "analysis.slices",
-              "analysis.side_by_side")
+OPENING_RUNS = ("analysis.pipeline", "analysis.stored", "analysis.stored_surface", "analysis.subject", "analysis.measures.case",
+                "analysis.measures.catalogue", "analysis.chosen_directions")
+TORCH_FREE = ("checkpoints", "figures", "landscape.family", "analysis.findings", "analysis.spectra.intervals",
+              "analysis.spectra.quadrature")
 
 
 def module_name(path: Path) -> str:

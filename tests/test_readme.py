@@ -83,7 +83,7 @@ def test_the_example_of_the_optimizers_runs():
 
 def test_the_example_of_ones_own_optimizer_and_loss_takes_fifteen_lines_and_trains(monkeypatch, capsys):
     monkeypatch.setattr("landscape.family.FAMILY", dict(FAMILY))
-    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    monkeypatch.setattr("landscape.losses.table.LOSSES", dict(LOSSES))
     block = blocks("python", "### An optimizer and a loss of your own")[0]
     assert len(block.strip().splitlines()) <= 15
     names = executed(block)
@@ -139,14 +139,20 @@ def test_the_commands_shown_are_understood(line, monkeypatch):
     assert cli.main(words[1:]) == 0 and seen
 
 
-def test_the_map_names_every_source_file():
+def map_rows():
+    """Return folder -> names of the files that the map's row lists."""
+    rows = re.findall(r"^\| `([\w/]+)` \|.*?\| (.*) \|$", README[README.index("## The map"):], re.M)
+    return {folder: set(re.findall(r"`(\w+)`", files)) for folder, files in rows}
+
+
+def test_the_map_names_every_folder_and_every_source_file_and_no_other():
     root = Path(__file__).resolve().parents[1]
-    table = README[README.index("## The map"):]
-    for package in ("landscape", "checkpoints", "analysis", "figures"):
-        row = next(line for line in table.splitlines() if line.startswith(f"| `{package}`"))
-        named = set(re.findall(r"`(\w+)`", row)) | set(re.findall(r"(\w+)", " ".join(re.findall(r"`([\w ]+)`", row))))
-        files = {path.stem for path in (root / package).glob("*.py")} - {"__init__"}
-        assert files <= named, f"{package}: {sorted(files - named)} are not on the map"
+    packages, files = ("landscape", "checkpoints", "analysis", "figures"), {}
+    for path in (path for package in packages for path in (root / package).rglob("*.py")):
+        files.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
+    listed = map_rows()
+    assert set(listed) == {*files, "scripts"}
+    assert {folder: files[folder] - {"__init__"} for folder in files} == {folder: listed[folder] for folder in files}
 
 
 def test_the_picture_is_there():

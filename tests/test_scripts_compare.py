@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from fabricated_runs import fake_run
 
-from analysis import side_by_side
+from analysis.findings import side_by_side
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from checkpoints.store import RunStore

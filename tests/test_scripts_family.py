@@ -5,11 +5,11 @@ import pytest
 from torch.nn.functional import cross_entropy
 
 from checkpoints.store import RunStore
-from landscape.building import hyperparameters
 from landscape.configuration import TrainConfig
 from landscape.family import FAMILY, register_optimizer
 from landscape.losses import LOSSES, loss_options, register_loss
 from landscape.optimizers import SAM
+from landscape.optimizers.building import hyperparameters
 from landscape.training import train, training_data
 from scripts.cli import main
 
@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, capsys, words, tol
 
 def test_a_run_is_analysed_where_its_own_optimizer_and_loss_are_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("landscape.family.FAMILY", dict(FAMILY))
-    monkeypatch.setattr("landscape.losses.LOSSES", dict(LOSSES))
+    monkeypatch.setattr("landscape.losses.table.LOSSES", dict(LOSSES))
     register_optimizer("gone", lambda optimizer, model, *, amount=0.1, **options: SAM(optimizer, model, amount, **options))
     register_loss("lost", lambda class_counts: lambda logits, targets: cross_entropy(logits, targets, reduction="none"))
     config = TrainConfig(dataset="synthetic", arch="mlp", eta=30, opt="gone", opt_options={"amount": 0.2}, loss="lost", epochs=1)

@@ -7,8 +7,8 @@ import torch
 
 from analysis.subject import Subject
 from checkpoints.store import RunStore
-from landscape.contrastive import HEADS
 from landscape.errors import InputError
+from landscape.losses.contrastive import HEADS
 from landscape.parameters import trainable
 from scripts.cli import main
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analysis.measures import MEASURES
+from analysis.measures.catalogue import MEASURES
 from checkpoints.store import RunStore
 from scripts.cli import main
 from scripts.measure_mechanism import next_command

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from checkpoints.comparison import compare
 from landscape.recipes import filled, published
 from scripts.published_table import GROUPS, departure_lines, published_table
 
@@ -13,11 +14,11 @@ def run(opt, accuracy, **changes):
     config = {**filled({"recipe": "sse-sam", "opt": opt}), **changes}
     rows = [{"epoch": epoch, **{f"test_accuracy/{g}": a for g in GROUPS}, **{f"test_accuracy_flip/{g}": a + 0.01 for g in GROUPS}}
             for epoch, a in enumerate(accuracy, 1)]
-    return SimpleNamespace(config=config, metrics=lambda: pd.DataFrame(rows))
+    return SimpleNamespace(path=opt, config=config, metrics=lambda: pd.DataFrame(rows))
 
 
 def test_the_published_row_stands_below_ours():
-    table = published_table([run("sgd", [0.4, 0.3]), run("sgd", [0.5, 0.5], seed=1), run("ssesam", [0.2])])
+    table = published_table(compare([run("sgd", [0.4, 0.3]), run("sgd", [0.5, 0.5], seed=1), run("ssesam", [0.2])]))
     assert list(table.loc["sgd"].index) == ["last", "last, flips averaged", "best, selected on the test set",
                                             "best, selected on the test set, flips averaged", "published"]
     assert table.loc[("sgd", "last"), "all"] == pytest.approx(40)
@@ -28,10 +29,10 @@ def test_the_published_row_stands_below_ours():
 @pytest.mark.parametrize("changes", [{"loss": "LA"}, {"imb_factor": 50.0}, {"recipe": None}, {"dataset": "cifar10"}])
 def test_other_runs_have_no_published_numbers(changes):
     other = run("sgd", [0.4], **changes)
-    assert published(other.config) == {} and published_table([other]) is None
+    assert published(other.config) == {} and published_table(compare([other])) is None
 
 
 def test_what_departs_is_told_once():
     runs = [run(opt, [0.4], arch="resnet20", epochs=30, seed=seed) for opt in ("sgd", "sam") for seed in (0, 1)]
-    assert departure_lines(runs) == ["arch: resnet20 instead of resnet34", "epochs: 30 instead of 200"]
-    assert departure_lines([run("sgd", [0.4])]) == []
+    assert departure_lines(compare(runs)) == ["arch: resnet20 instead of resnet34", "epochs: 30 instead of 200"]
+    assert departure_lines(compare([run("sgd", [0.4])])) == []

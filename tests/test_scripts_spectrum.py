@@ -226,7 +226,7 @@ def test_the_figure_of_many_classes_is_a_table_of_all():
 
 
 def test_help_names_the_engines_as_the_error_does(capsys):
-    from analysis.products import ENGINES
+    from analysis.operators.products import ENGINES
     assert landscape("spectrum", "--help") == 0
     assert ", ".join(ENGINES) in " ".join(capsys.readouterr().out.split())
 

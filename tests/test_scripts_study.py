@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from checkpoints.errors import RecordError
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.errors import InputError
+from landscape.family import FAMILY
+from landscape.losses import LOSSES
 from scripts.cli import main
-from scripts.study_plan import DIGITS, Study
+from scripts.study_plan import Study
+from scripts.study_presets import DIGITS
 from scripts.study_worker import Part, cost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,6 +218,28 @@ def test_the_digits_study_has_four_methods_and_three_seeds():
     assert all(len(run.spectrum_epochs) >= 3 and set(run.groups) == {"head", "tail"} for run in study.runs())
 
 
+def test_the_family_study_has_every_optimizer_and_the_losses_that_papers_compare_with():
+    study = Study.read("family")
+    configs = [run.config for run in study.runs()]
+    assert {config.opt for config in configs} == set(FAMILY) and len(configs) == 3 * len(study.methods)
+    assert {config.loss for config in configs} == set(LOSSES) - {"LA"}      # BS is LA with tau = 1
+    assert Study.from_dict(tomllib.loads(study.as_toml())) == study
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "studies").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_kept_study_files_are_studies(file):
+    study = Study.read(str(file))
+    assert file.stem.startswith(study.name) and len(study.runs()) == len(study.methods) * len(study.seeds)
+
+
+def test_methods_of_one_optimizer_are_told_apart_by_the_setting_named():
+    methods = {"a": {"opt": "sam"}, "b": {"opt": "sam", "rho": 0.1}, "c": {"opt": "sgd", "rho": 0.1}}
+    assert Study.from_dict(DIGITS | {"methods": methods, "vary": ["rho"]}).vary == ("rho",)
+    for vary, word in ((["lr"], "a and b share an optimizer.*vary"), (["roh"], "roh"), (["seed"], "vary=seed"), ([3], "vary=")):
+        with pytest.raises(InputError, match=word):
+            Study.from_dict(DIGITS | {"methods": methods, "vary": vary})
+
+
 @pytest.mark.parametrize("change, word", [
     (dict(sedes=[1]), "'sedes': did you mean seeds"), (dict(seeds=[-1]), "seeds="), (dict(workers=-2), "workers=-2"),
     (dict(train={"epoch": 3}), "'epoch' is unknown: did you mean epochs"), (dict(methods={}), "needs methods"),
@@ -244,7 +270,7 @@ def refusal(capsys, *words):
 
 
 @pytest.mark.parametrize("words, word", [
-    (["study", "nothing"], "neither a preset (digits) nor a file"),
+    (["study", "nothing"], "neither a preset (digits, family) nor a file"),
     (["study", "{file}", "--out", "{folder}", "--workers", "0"], "workers=0"),
     (["spectrum", "{folder}/absent"], "absent"),
     (["spectrum", "{run}", "--epoch", "7"], "no checkpoint of epoch 7: expected last, all, or some of 1, 2"),

@@ -1,0 +1,1 @@
+"""What stored records say: summaries, verdicts, histories and differences. No torch."""

@@ -1,0 +1,134 @@
+"""Whether a product is that of the Hessian: it repeats itself, is symmetric, and agrees with an independent engine.
+
+One check a trace, since a traced product is a formula: where its loss agrees with that of the network for other tensors of the
+same shapes, the network took the same branches, and the formula is the same.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from analysis.operators.batches import Batch
+from analysis.operators.objective import Objective
+from analysis.operators.products import ENGINES, EngineError, Prepared, Product
+from landscape.errors import InputError
+
+KINKS = 10      # times the rounding of another engine, measured, that a float32 product may be off
+
+
+def verify(name: str, product: Product, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:
+    """Check a product; return the seconds of one vector, for its engine and the one it was compared with.
+
+    Raises EngineError with the measured discrepancy.
+    """
+    values, seconds = check(product, theta, tolerance(name, theta.dtype))
+    return {name: seconds} | confirm(name, values, objective, theta, batch)
+
+
+def check(product: Product, theta: Tensor, limit: float) -> tuple[Tensor, float]:
+    """Call a product three times and test that it repeats itself and is symmetric.
+
+    Returns its values on two fixed vectors, and the seconds of one vector.
+    """
+    U = probe_vectors(theta)
+    (first, _), (again, _), (third, seconds) = (timed(product, U) for _ in range(3))
+    for later, word in ((again, "second"), (third, "third")):
+        if (gap := relative_gap(later, first)) > limit:
+            raise EngineError(f"its {word} call differs from the first by {gap:.1e}")
+    left, right = (U[0] * first[1]).sum(), (U[1] * first[0]).sum()
+    scale = first.norm() * U.norm()
+    if (gap := float((left - right).abs() / scale.clamp_min(torch.finfo(theta.dtype).tiny))) > limit:
+        raise EngineError(f"it is not symmetric: u'Hv and v'Hu differ by {gap:.1e}, so the gradient is not that of the loss "
+                          "(a no_grad or detach inside the forward?)")
+    return first, seconds
+
+
+def confirm(name: str, values: Tensor, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:
+    """Compare with a second, independent engine, and return its seconds; with differences in float64 where there is none.
+
+    Where both differ, since activations at a kink fall on either side of it by rounding alone, neither may be farther from the
+    float64 product than the other times KINKS.
+    """
+    if name == "differences":
+        return {}
+    other = "reverse" if name != "reverse" else "jvp"
+    limit, U = tolerance(other, theta.dtype), probe_vectors(theta)
+    try:
+        second, seconds = timed(ENGINES[other](objective, theta, {})(batch).product, U)
+        timings = {other: seconds}
+    except (RuntimeError, NotImplementedError):
+        other, limit, timings = "differences", max(1e-4, limit), {}
+        second = _in_double("differences", objective, theta, batch, U)
+    gap = relative_gap(values, second)
+    if gap > limit and not _is_rounding(values, second, other, objective, theta, batch):
+        raise EngineError(f"it differs from {other} by {gap:.1e}, more than {limit:.0e}")
+    return timings
+
+
+def refuse_other_losses(prepared: Prepared, objective: Objective, theta: Tensor, batch: Batch) -> None:
+    """Compare the losses of a traced function with the network's: they differ where the network branches on its data.
+
+    Losses of samples that are fitted well are mostly rounding; then a float64 evaluation says how much of it there is.
+    """
+    if prepared.losses is None:
+        return
+    with torch.no_grad():
+        expected = objective.sample_losses(theta, batch)
+        if (gap := relative_gap(prepared.losses, expected)) <= tolerance("linearized", theta.dtype):
+            return
+        wide = objective.double().sample_losses(theta.double(), batch.double()) if theta.dtype != torch.float64 else expected
+    if relative_gap(prepared.losses, wide) > KINKS * relative_gap(expected, wide):
+        raise EngineError(f"the traced losses differ from the network's by {gap:.1e}: for these data it is another function")
+
+
+def probe_vectors(theta: Tensor) -> Tensor:
+    """Return two fixed unit vectors (2, d), drawn on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    U = torch.randn(2, theta.numel(), generator=generator, dtype=torch.float64)
+    return (U / U.norm(dim=1, keepdim=True)).to(theta.device, theta.dtype)
+
+
+def relative_gap(a: Tensor, b: Tensor) -> float:
+    """Return |a - b| / max(|a|, |b|); 0 where both vanish, infinite where one is not finite."""
+    scale = float(torch.maximum(a.norm(), b.norm()))
+    gap = float((a - b).norm())
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return float("inf")
+    return gap / scale if scale > 0 else 0.0
+
+
+def tolerance(engine: str, dtype: torch.dtype) -> float:
+    """Return the relative difference up to which products count as equal: 10^3 units of rounding; more for differences."""
+    eps = torch.finfo(dtype).eps
+    return 1e2 * eps ** (1 / 3) if engine == "differences" else 1e3 * eps
+
+
+def timed(product: Callable[[Tensor], Tensor], V: Tensor) -> tuple[Tensor, float]:
+    """Return a product and the seconds that each of its rows took."""
+    started = _clock(V)
+    HV = product(V)
+    return HV, (_clock(HV) - started) / len(V)
+
+
+def _is_rounding(values: Tensor, second: Tensor, other: str, objective: Objective, theta: Tensor, batch: Batch) -> bool:
+    """Tell whether two float32 products differ by their rounding alone, by a third in float64 of the first vector."""
+    if theta.dtype == torch.float64 or other == "differences":
+        return False
+    try:
+        wide = _in_double(other, objective, theta, batch, probe_vectors(theta)[:1])
+    except (RuntimeError, NotImplementedError, InputError):
+        return False
+    return relative_gap(values[:1].double(), wide) <= KINKS * relative_gap(second[:1].double(), wide)
+
+
+def _in_double(name: str, objective: Objective, theta: Tensor, batch: Batch, U: Tensor) -> Tensor:
+    wide = ENGINES[name](objective.double(), theta.double(), {})(batch.double()).product
+    return wide(U.double())
+
+
+def _clock(tensor: Tensor) -> float:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()

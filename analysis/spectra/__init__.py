@@ -1,0 +1,1 @@
+"""Lanczos and what it gives: extreme eigenpairs, densities by quadrature, traces, negative curvature, and their intervals."""

@@ -1,0 +1,182 @@
+"""The Lanczos recurrence, for several independent probes advanced together.
+
+For a symmetric A and a unit vector q_1 it builds an orthonormal basis Q (m, d) and a tridiagonal T with
+
+    A Q' = Q' T + beta_m q_{m+1} e_m'                                  (Lanczos 1950)
+
+The basis is kept in the product's dtype, on the host where the device has no room for it; each new vector is projected
+against the whole basis twice ("twice is enough", Kahan in Parlett 1980), with coefficients accumulated in float64. A residual
+below the rounding of the product ends a probe (breakdown): its Krylov space is invariant and its quadrature exact.
+
+The probes are unrestarted, so that their tridiagonals serve densities and moments; of each basis only the Ritz vectors
+at both ends are kept, from which `analysis.spectra.extremes` goes on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from analysis.operators import LinearOperator
+from analysis.operators.plan import free_memory
+from landscape.errors import InputError
+
+CHUNK = 1 << 15     # entries of a vector whose products are summed in its own dtype; such sums are added in float64
+BREAKDOWN = 100     # units of rounding of T's largest entry, below which a residual is none
+SHARE = 0.5         # of a device's free memory, that a basis may take
+
+
+@dataclass(frozen=True, eq=False)
+class Ritz:
+    """A subspace with known products, orthonormal within each probe: where restarts begin."""
+
+    vectors: Tensor             # (p, d)
+    products: Tensor            # (p, d) A applied to each
+
+
+@dataclass(frozen=True, eq=False)
+class Krylov:
+    """Tridiagonals of R probes, and the ends of their spaces."""
+
+    operator: LinearOperator
+    alphas: np.ndarray          # (R, m) diagonal of T; NaN after a breakdown
+    betas: np.ndarray           # (R, m) off-diagonal; the last entry is the norm of the residual
+    ritz: Ritz                  # both ends of every probe
+    orthogonality_loss: float   # max |QQ' - I|
+    num_matvecs: int
+    num_ritz: int               # Ritz vectors kept at each end of each probe
+
+
+def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator,
+           num_ritz: int = 8, progress: Callable[[int], None] | None = None) -> Krylov:
+    """Run `num_matvecs` Lanczos steps from each of `num_probes` random unit vectors, uniform on the sphere.
+
+    num_matvecs   m, 1 <= m <= size
+    num_ritz      Ritz vectors kept at each end of each probe, at most m // 2
+    generator     on the CPU, so that all devices start from the same vectors
+    progress      called with the number of products after each step
+    """
+    if not 1 <= num_matvecs <= operator.size:
+        raise InputError(f"num_matvecs={num_matvecs} is out of range: expected 1 <= num_matvecs <= size={operator.size}")
+    if num_probes < 1:
+        raise InputError(f"num_probes={num_probes} is out of range: expected at least 1")
+    start = random_unit(num_probes, operator, generator)
+    state = _State.start(start.to(home(operator, num_probes * (num_matvecs + 1))), num_matvecs)
+    while state.step < num_matvecs and state.running().any():
+        state.advance(operator)
+        if progress:
+            progress(num_probes)
+    kept = min(num_ritz, max(1, num_matvecs // 2))
+    return Krylov(operator, state.alphas, state.betas, state.ends(kept, operator.device), state.orthogonality_loss(),
+                  num_probes * state.step, kept)
+
+
+def random_unit(count: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
+    """Draw unit vectors (count, d), uniform on the sphere: on the CPU in float64, then moved."""
+    V = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
+    return (V / V.norm(dim=1, keepdim=True)).to(operator.device, operator.dtype)
+
+
+class _State:
+    """R recurrences in step: basis (R, m + 1, d), diagonals and off-diagonals."""
+
+    def __init__(self, basis: Tensor, num_matvecs: int):
+        self.basis = basis
+        self.alphas = np.full((len(basis), num_matvecs), np.nan)
+        self.betas = np.zeros((len(basis), num_matvecs))
+        self.step = 0
+
+    @classmethod
+    def start(cls, Q: Tensor, num_matvecs: int) -> "_State":
+        basis = Q.new_zeros(len(Q), num_matvecs + 1, Q.shape[1])
+        basis[:, 0] = Q
+        return cls(basis, num_matvecs)
+
+    def advance(self, operator: LinearOperator) -> None:
+        """Take one step of every recurrence."""
+        j = self.step
+        W = finite(operator.matmat(self.basis[:, j].to(operator.device))).to(self.basis.device)
+        alpha = dots(self.basis[:, j], W)
+        W = project_out(self.basis[:, :j + 1], W)
+        beta = dots(W, W).sqrt()
+        alive = self._alive(alpha, beta)
+        W = torch.where(alive[:, None], W / torch.where(alive, beta, 1.0).to(W.dtype)[:, None], 0.0)
+        self.alphas[:, j] = np.where(self.running(), alpha.cpu().numpy(), np.nan)
+        self.betas[:, j] = torch.where(alive, beta, 0.0).cpu().numpy()
+        self.basis[:, j + 1] = W
+        self.step += 1
+
+    def running(self) -> np.ndarray:
+        """Tell which probes have not broken down."""
+        return np.ones(len(self.betas), bool) if self.step == 0 else self.betas[:, self.step - 1] > 0
+
+    def ends(self, count: int, device: torch.device) -> Ritz:
+        """Return `count` Ritz vectors at each end of every probe, with products from A Q' = Q' T + beta q e'."""
+        pairs = [self._ends_of(row, count) for row in range(len(self.basis))]
+        return Ritz(*(torch.cat(parts).to(device) for parts in zip(*pairs)))
+
+    def orthogonality_loss(self) -> float:
+        """Return max |QQ' - I| over the probes, accumulated in float64."""
+        return max(self._loss_of(row) for row in range(len(self.basis)))
+
+    def _alive(self, alpha: Tensor, beta: Tensor) -> Tensor:
+        """Tell which residuals stand above the rounding of the product, relative to the largest entry of T so far."""
+        before = np.nanmax(np.abs(np.hstack([self.alphas[:, :self.step], self.betas[:, :self.step]])), axis=1,
+                           initial=0.0)
+        scale = torch.maximum(torch.as_tensor(before, device=beta.device), torch.maximum(alpha.abs(), beta))
+        running = torch.as_tensor(self.running(), device=beta.device)
+        return running & (beta > BREAKDOWN * torch.finfo(self.basis.dtype).eps * scale)
+
+    def _length(self, row: int) -> int:
+        return int(np.isfinite(self.alphas[row]).sum())
+
+    def _ends_of(self, row: int, count: int) -> tuple[Tensor, Tensor]:
+        m = self._length(row)
+        theta, S = eigh_tridiagonal(self.alphas[row, :m], self.betas[row, :m - 1])
+        chosen = np.unique(np.r_[:min(count, m), max(m - count, 0):m])
+        S = torch.as_tensor(S[:, chosen].T.copy(), dtype=self.basis.dtype, device=self.basis.device)   # (p, m)
+        values = torch.as_tensor(theta[chosen], dtype=self.basis.dtype, device=self.basis.device)
+        Y = S @ self.basis[row, :m]
+        products = values[:, None] * Y + float(self.betas[row, m - 1]) * S[:, -1:] * self.basis[row, m]
+        return Y, products
+
+    def _loss_of(self, row: int) -> float:
+        Q = self.basis[row, :self._length(row)]
+        return float((gram(Q, Q) - torch.eye(len(Q), dtype=torch.float64, device=Q.device)).abs().max())
+
+
+def finite(products: Tensor) -> Tensor:
+    """Return products, refusing those that are not finite: a NaN would pass for a breakdown, and so for a full spectrum."""
+    if not torch.isfinite(products).all():
+        raise InputError(f"a product with the operator is not finite in {products.dtype}: use float64, or look for infinite "
+                         "derivatives such as that of sqrt or norm at 0")
+    return products
+
+
+def dots(U: Tensor, V: Tensor) -> Tensor:
+    """Return the inner products of rows (R, d), accumulated in float64: (R,)."""
+    return sum((u.double() * v.double()).sum(1) for u, v in zip(U.split(CHUNK, 1), V.split(CHUNK, 1)))
+
+
+def gram(U: Tensor, V: Tensor) -> Tensor:
+    """Return U V' of rows (p, d) and (q, d), accumulated in float64: (p, q)."""
+    return sum((u @ v.T).double() for u, v in zip(U.split(CHUNK, 1), V.split(CHUNK, 1)))
+
+
+def project_out(basis: Tensor, W: Tensor) -> Tensor:
+    """Remove from each row of W (R, d) its components along its own orthonormal basis (R, j, d), twice."""
+    rows = [W[row] for row in range(len(W))]
+    for row, Q in enumerate(basis):
+        for _ in range(2):
+            coefficients = sum(torch.mv(q, w).double() for q, w in zip(Q.split(CHUNK, 1), rows[row].split(CHUNK)))
+            rows[row] = torch.addmv(rows[row], Q.T, coefficients.to(W.dtype), alpha=-1)
+    return torch.stack(rows)
+
+
+def home(operator: LinearOperator, rows: int) -> torch.device:
+    """Return where a basis of so many vectors is kept: with the operator, or on the host where the device lacks the room."""
+    needed = rows * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
+    return operator.device if needed <= SHARE * free_memory(operator.device) else torch.device("cpu")

@@ -1,0 +1,190 @@
+"""Gauss quadrature of a spectral density: nodes and weights from Lanczos, smoothed densities, mass below a point.
+
+For a unit vector q the Lanczos tridiagonal T gives the Gauss rule sum_j w_j f(theta_j) for the measure
+mu_q = sum_i <q, u_i>^2 delta(lambda_i), with theta_j the eigenvalues of T and w_j the squared first components of its
+eigenvectors (Golub and Welsch 1969). For random q, E mu_q is the spectral density of H. Here are the NumPy parts, so that
+figures need no torch: everything is derived from a stored `Spectrum`.
+
+Two uncertainties are kept apart. *Quadrature*: for one q, the Gauss-Radau rule with a node at x brackets mu_q(-inf, x)
+(Chebyshev, Markov, Stieltjes; Golub and Meurant 2010). *Probes*: the law of uniform vectors, see
+`analysis.spectra.intervals`; one probe gives NaN.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal, solve_banded
+
+from analysis.spectra.intervals import law_interval, t_interval
+from checkpoints.records import Estimate, Spectrum
+from landscape.errors import InputError
+
+__all__ = ["bandwidth", "density", "density_band", "join", "largest_magnitude", "mass_bracket", "mass_parts", "moments",
+           "negative_mass", "num_steps", "published_bandwidth", "t_interval", "threshold", "tridiagonal_rule"]
+
+SPARE = 1.08    # room for calibration: a bracket without width adds nothing to an interval that holds the truth in just 95 %
+WIDEST = 2.0    # bandwidths: wider, and the density would spread visibly beyond the extreme eigenvalues
+
+
+def tridiagonal_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Gauss nodes and weights (R, m) of tridiagonals given by diagonals (R, m) and off-diagonals (R, m).
+
+    betas[:, -1] is the norm of the last residual and does not enter. Entries after a breakdown are NaN in `alphas`;
+    the rule then has NaN nodes and zero weights at its end.
+    """
+    nodes, weights = np.full(alphas.shape, np.nan), np.zeros(alphas.shape)
+    for row, (alpha, beta) in enumerate(zip(alphas, betas)):
+        length = num_steps(alpha)
+        theta, vectors = eigh_tridiagonal(alpha[:length], beta[:length - 1])
+        nodes[row, :length], weights[row, :length] = theta, vectors[0] ** 2
+    return nodes, weights
+
+
+def num_steps(alpha: np.ndarray) -> int:
+    """Return the number of Lanczos steps before a breakdown: the leading finite entries of one diagonal (m,)."""
+    return int(np.isfinite(alpha).sum())
+
+
+def largest_magnitude(spectra: Sequence[Spectrum]) -> float:
+    """Return max |theta| over all nodes of all spectra: the common scale of relative thresholds and bandwidths."""
+    return max(float(np.nanmax(np.abs(spectrum.nodes))) for spectrum in spectra)
+
+
+def threshold(spectra: Sequence[Spectrum], relative: float = 1e-3) -> float:
+    """Return the absolute threshold `relative` * max|lambda|, shared by the spectra that one figure or table compares."""
+    return relative * largest_magnitude(spectra)
+
+
+def bandwidth(spectra: Sequence[Spectrum], relative: float = 0.01) -> float:
+    """Return the shared standard deviation `relative` * max|lambda| of the smoothing Gaussian, in units of lambda."""
+    return relative * largest_magnitude(spectra)
+
+
+def published_bandwidth(spectrum: Spectrum) -> float:
+    """Return sigma = sqrt(1e-5 max(1, lambda_max - lambda_min)) (PyHessian; Rangwani et al. 2022). Not scale-free."""
+    spread = float(np.nanmax(spectrum.nodes) - np.nanmin(spectrum.nodes))
+    return float(np.sqrt(1e-5 * max(1.0, spread)))
+
+
+def density(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float | None = None) -> np.ndarray:
+    """Smooth the rule of each probe with a Gaussian; return densities (R, P) on `grid` (P,).
+
+    With `scale` None the Gaussian lives on the eigenvalue axis: phi(x) = sum_j w_j N(x; theta_j, bandwidth^2), per unit
+    of lambda. With `scale` s it lives on u = arcsinh(lambda / s), the axis of a symlog plot, and phi is per unit of u:
+    structure near zero is then not smeared by a bandwidth chosen for the largest eigenvalue. There an inner node's
+    Gaussian widens toward its neighbors, to WIDEST bandwidths at most: Lanczos resolves no more, and an empty stretch between
+    two nodes need not be a gap of the spectrum.
+    """
+    return np.einsum("rm,rmp->rp", spectrum.weights, _kernels(spectrum, grid, bandwidth, scale))
+
+
+def _kernels(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, scale: float | None) -> np.ndarray:
+    """Return each node's Gaussian on the grid, (R, m, P)."""
+    def axis(values):
+        return values if scale is None else np.arcsinh(values / scale)
+
+    widths = np.full(spectrum.nodes.shape, bandwidth)
+    if scale is not None:
+        reach = (axis(spectrum.nodes)[:, 2:] - axis(spectrum.nodes)[:, :-2]) / 4
+        widths[:, 1:-1] = np.clip(np.nan_to_num(reach), bandwidth, WIDEST * bandwidth)
+    nodes = np.nan_to_num(axis(spectrum.nodes))      # a NaN node carries zero weight
+    offsets = (axis(grid)[None, None, :] - nodes[:, :, None]) / widths[:, :, None]
+    return np.exp(-0.5 * offsets ** 2) / (widths[:, :, None] * np.sqrt(2 * np.pi))
+
+
+def density_band(spectrum: Spectrum, grid: np.ndarray, bandwidth: float, level: float = 0.95,
+                 scale: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean density over probes and its pointwise interval, (P,) each; NaN limits with one probe.
+
+    The band holds the mean of the smoothed rules over all probes, at this number of steps: quadrature is not in it. Where
+    the kernels are narrower than the distance of the nodes, a probe has a node near a place or has none, few probes do not
+    show that they differ, and the band covers less than `level`. Read masses from `mass_parts` instead.
+    """
+    kernels = _kernels(spectrum, grid, bandwidth, scale)
+    mean, low, high = law_interval(kernels, spectrum.weights, spectrum.size, level, exact=False)
+    return mean, np.maximum(low, 0.0), high
+
+
+def moments(spectrum: Spectrum, k: int, level: float = 0.95) -> Estimate:
+    """Return tr H^k / d, k >= 1, with the interval of the probes; k < 2m, up to which Gauss rules are exact.
+
+    k = 1 is the mean eigenvalue. NaN limits with one probe.
+    """
+    steps = spectrum.nodes.shape[1]
+    if not 1 <= k < 2 * steps:
+        raise InputError(f"k={k} is out of range: expected 1 <= k <= {2 * steps - 1} for {steps} Lanczos steps")
+    scale = largest_magnitude([spectrum]) or 1.0
+    values = np.nan_to_num(spectrum.nodes / scale) ** k
+    value, low, high = law_interval(values, spectrum.weights, spectrum.size, level, exact=True)
+    return Estimate(float(value) * scale ** k, float(low) * scale ** k, float(high) * scale ** k, level, "probes")
+
+
+def mass_bracket(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[float, float]:
+    """Return sharp bounds low <= mu_q(-inf, x) <= mu_q(-inf, x] <= high from one probe's tridiagonal (m,), (m,).
+
+    The Gauss-Radau rule with prescribed node x has weight W_x there; the mass of nodes below x, without and with W_x,
+    are the bounds. The width W_x is the quadrature's own uncertainty and shrinks as m grows.
+    """
+    return _bracket(alpha, beta, *(part[0] for part in tridiagonal_rule(alpha[None], beta[None])), x)
+
+
+def _bracket(alpha: np.ndarray, beta: np.ndarray, nodes: np.ndarray, weights: np.ndarray, x: float) -> tuple[float, float]:
+    length = num_steps(alpha)
+    alpha, beta, nodes, weights = alpha[:length], beta[:length], nodes[:length], weights[:length]
+    scale, tail = np.abs(nodes).max(initial=np.finfo(float).tiny), beta[-1]
+    gap = np.abs(nodes - x)
+    if tail <= 1e-14 * scale:       # a breakdown: the rule is the measure itself, its nodes right to rounding
+        return float(weights[nodes < x].sum()), float(weights[nodes <= x].sum())
+    if gap.min() > 1e-14 * scale:
+        nodes, weights = _radau_rule(alpha, beta, x)
+    at_x = int(np.argmin(np.abs(nodes - x)))
+    below = float(weights[:at_x].sum())
+    return below, below + float(weights[at_x])
+
+
+def _radau_rule(alpha: np.ndarray, beta: np.ndarray, x: float) -> tuple[np.ndarray, np.ndarray]:
+    """Append the row that gives T the eigenvalue x (Golub 1973)."""
+    last = x + _last_of_solution(alpha - x, beta[:-1], beta[-1] ** 2)
+    theta, vectors = eigh_tridiagonal(np.append(alpha, last), beta)
+    return theta, vectors[0] ** 2
+
+
+def _last_of_solution(diagonal: np.ndarray, off: np.ndarray, last: float) -> float:
+    """Solve (T - x I) delta = last * e_m for the last entry of delta."""
+    bands = np.zeros((3, len(diagonal)))
+    bands[0, 1:], bands[1], bands[2, :-1] = off, diagonal, off
+    right = np.zeros(len(diagonal))
+    right[-1] = last
+    return float(solve_banded((1, 1), bands, right)[-1])
+
+
+def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tuple[Estimate, Estimate]:
+    """Return the spectral weight below -threshold twice: with its quadrature bracket, and with the interval of its probes.
+
+    The value of both is the mean weight of the Gauss nodes below. The bracket (level 1) is the mean of the probes' own brackets,
+    and narrows with more steps; the other is for the mean over all probes at this number of steps, and narrows with more probes.
+    Where so few steps were made that nodes jump across -threshold from probe to probe (exponential decay, 1e-2 max |lambda| and
+    below, 20 steps), it holds that mean in 87 to 94 % only; the bracket is then wide, and tells.
+    """
+    rows = zip(spectrum.alphas, spectrum.betas, spectrum.nodes, spectrum.weights)
+    bounds = np.array([_bracket(*row, -threshold) for row in rows])
+    below = np.nan_to_num(spectrum.nodes, nan=np.inf) < -threshold
+    value, *limits = (float(x) for x in law_interval(below.astype(float), spectrum.weights, spectrum.size, level, exact=False))
+    bracket = (float(x) for x in np.clip(bounds.mean(axis=0), 0.0, 1.0))
+    return Estimate(value, *bracket, 1.0, "quadrature"), Estimate(value, *np.clip(limits, 0.0, 1.0).tolist(), level, "probes")
+
+
+def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> Estimate:
+    """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
+
+    threshold >= 0, in units of lambda. The interval joins the `mass_parts`. In 1000 trials on each of four spectra with 10 probes
+    and 20 to 100 steps it held the truth in 95 % or more. NaN limits with one probe.
+    """
+    return join(*mass_parts(spectrum, threshold, level))
+
+
+def join(bracket: Estimate, probes: Estimate) -> Estimate:
+    """Return the bracket widened on each side by SPARE times the reach of the probes' interval; both of one value in [0, 1]."""
+    low = bracket.low - SPARE * (probes.value - probes.low)
+    high = bracket.high + SPARE * (probes.high - probes.value)
+    return Estimate(bracket.value, max(low, 0.0), min(high, 1.0), probes.level, "quadrature+probes")
