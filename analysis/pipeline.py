@@ -104,7 +104,7 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
         epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
         _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
         float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
-        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from))
+        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from, operator.gradient_error()))
 
 
 def _telling(products: Remembered, progress: Counter | None, recalled: Counter | None) -> Counter | None:

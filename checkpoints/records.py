@@ -97,6 +97,7 @@ class Curvature:
     parameter_norms: dict[str, float]   # ||theta|| of each parameter: lambda scales as 1/||w||^2 before BatchNorm
     second_opinion: dict[str, float]    # other libraries' numbers, where asked for; else empty
     provenance: dict[str, Any]
+    gradient_error: float = float("nan")    # ||grad L_g - its float64 twin||: rounding; NaN where it was not compared
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,14 +101,15 @@ def look(opt: str) -> Look:
 def setting_name(setting: str) -> str:
     """Return the settings of a pool as a reader knows them.
 
-    >>> setting_name("loss=LDAM,drw_epoch=160"), setting_name("loss=CE,drw_epoch=None"), setting_name("tail_rho=0.1")
-    ('LDAM+DRW', 'CE', 'tail ρ = 0.1')
+    >>> [setting_name(text) for text in ("loss=LDAM,drw_epoch=160", "loss=CE,drw_epoch=None", "tail_rho=0.1,gkp_variant=paper")]
+    ['LDAM+DRW', 'CE', 'paper, tail ρ = 0.1']
     """
     found = dict(part.partition("=")[::2] for part in setting.split(","))
     loss = found.pop("loss", "")
     if "drw_epoch" in found and (epoch := found.pop("drw_epoch")) != "None":
         loss = f"{loss}+DRW" if loss else f"DRW from {epoch}"
-    others = [f"{key.replace('rho', 'ρ').replace('_', ' ')} = {value}" for key, value in found.items()]
+    variant = [found.pop("gkp_variant")] if "gkp_variant" in found else []
+    others = variant + [f"{key.replace('rho', 'ρ').replace('_', ' ')} = {value}" for key, value in found.items()]
     return ", ".join([loss, *others] if loss else others) or "without DRW"
 
 

@@ -29,6 +29,7 @@ from figures.saddle import group_handles
 PREDICTED = (0, (1, 1))
 CMAP = "cividis"         # even steps of lightness, also for color-blind readers
 LEVELS = 14
+STATISTICS = {"recalibrated": "BatchNorm statistics estimated anew at every point", "batch": "BatchNorm statistics of each batch"}
 LOG_FACTOR = 10.0        # a span of losses beyond which colors are logarithmic
 
 
@@ -276,8 +277,16 @@ def _note(runs: Comparison, surfaces: dict[str, Surface], directions: bool = Tru
     surface = next(iter(surfaces.values()))
     names = [direction_label(name) for name in surface.direction_names]
     along = f"two {names[0]} directions" if len(set(names)) == 1 else " and ".join(names)
-    text = f"{style.describe(runs, seeds=False)}, epoch {surface.epoch}, lowest seed of each optimizer"
+    text = (f"{style.describe(runs, seeds=False)}, epoch {surface.epoch}, lowest seed of each optimizer"
+            f"{evaluation_note(surfaces.values())}")
     return f"{text}; along {along}" if directions else text
+
+
+def evaluation_note(surfaces: Iterable[Surface]) -> str:
+    """Return what is not the default of how points were evaluated: BatchNorm's statistics, and the precision."""
+    statistics = dict.fromkeys(STATISTICS[surface.batchnorm] for surface in surfaces if surface.batchnorm != "fixed")
+    precisions = dict.fromkeys(surface.precision for surface in surfaces if surface.precision != "float32")
+    return "".join(f", {word}" for word in (*statistics, *precisions))
 
 
 def _index(surface: Surface, group: str) -> int:

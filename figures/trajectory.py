@@ -24,7 +24,8 @@ from checkpoints.records import Surface
 from figures import style
 from figures.options import Options
 from figures.panels import group_names, optimizer_names, panels
-from figures.surface import add_colorbar, common_norm, direction_label, dress_plane, plane_of, plot_surface
+from figures.surface import (add_colorbar, common_norm, direction_label, dress_plane, evaluation_note, plane_of,
+                             plot_surface)
 
 DEFAULT = ("tail", "all")                   # as the paper draws them
 NAMED = ("*", "P", "X", "d", "p", "h")      # markers of checkpoints of other runs
@@ -69,8 +70,8 @@ def draw_trajectory(runs: Comparison, options: Options) -> Figure:
     made.label_y(_axis_label(planes, 1, names[1]))
     add_colorbar(made, norm)
     words = [distances_in_words(runs, opt, plane, groups) for opt, plane in planes.items()]
-    style.shared_legend(made.figure, _handles(planes), "; ".join([
-        f"{style.describe(runs, seeds=False)}, lowest seed of each optimizer", *(text for text in words if text)]))
+    what = f"{style.describe(runs, seeds=False)}, lowest seed of each optimizer{evaluation_note(planes.values())}"
+    style.shared_legend(made.figure, _handles(planes), "; ".join([what, *(text for text in words if text)]))
     return made.figure
 
 

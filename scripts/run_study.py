@@ -168,6 +168,7 @@ def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: flo
     import pandas as pd
 
     from analysis.findings import summary
+    from analysis.findings.methods import methods_table
     from checkpoints.atomic import write_text
     from checkpoints.provenance import provenance
     from scripts.published_table import departure_lines, published_table
@@ -183,6 +184,8 @@ def _summarize(args: argparse.Namespace, folder: Path, study, runs, seconds: flo
                 "accuracy": summary.as_json(accuracy), "curvature": summary.as_json(pd.concat(curvature)),
                 "published": [] if beside is None else summary.as_json(beside.rename_axis(["opt", "how"])),
                 "departures_from_the_recipe": departing, "provenance": provenance()}
+    if "methods_table" in study.figures.get("names", ()):
+        document["methods"] = summary.as_json(methods_table(pooled, epochs[-1], runs[0].groups))
     write_text(folder / "summary.json", json.dumps(document, indent=1) + "\n")
     return document
 

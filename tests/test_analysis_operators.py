@@ -427,3 +427,21 @@ def test_the_float64_twin_of_a_large_network_is_traced_too(monkeypatch):
     v = torch.randn(operator.size, dtype=torch.float64)
     assert relative(operator.double() @ v, dense_hessian(operator._objective.double().model, x.double(), y) @ v) < 1e-13
     assert any(torch.float64 in key for key in traces if isinstance(key, tuple))
+
+
+def test_the_gradients_rounding_is_its_distance_from_the_one_in_float64():
+    model = make(InPlaceResidual)
+    twin = HessianOperator(model, losses, [(X[:4], Y[:4]), (X[4:], Y[4:])]).gradient()
+    model.float()
+    operator = HessianOperator(model, losses, [(X[:4].float(), Y[:4]), (X[4:].float(), Y[4:])])
+    # Parameters and images are rounded as well: their exact gradient is that of the rounded ones.
+    exact = HessianOperator(model.double(), losses, [(X.float().double(), Y)]).gradient()
+    model.float()
+    expected = float((operator.gradient().double() - exact).norm())
+    assert operator.gradient_error() == pytest.approx(expected, rel=1e-6) and 0 < expected < 1e-5 * float(twin.norm())
+
+
+@pytest.mark.parametrize("kind, dtype", [(InPlaceResidual, torch.float64), (Narrow, torch.float32)])
+def test_a_gradient_without_a_wider_one_has_no_known_rounding(kind, dtype):
+    operator = HessianOperator(make(kind).to(dtype), losses, [(X.to(dtype), Y)])
+    assert np.isnan(operator.gradient_error())

@@ -56,6 +56,14 @@ def test_a_saddle_of_a_quadratic_is_told_with_its_tolerances_and_proof():
                                      "lambda_min <= -2 <= -eps_H -0.05, verified in float64")
 
 
+@pytest.mark.parametrize("norm, error, kind", [
+    (0.00251, 2e-5, verdict.UNDECIDED), (0.00249, 2e-5, verdict.UNDECIDED), (0.00251, 2e-6, verdict.SLOPE),
+    (0.00249, 2e-6, verdict.SADDLE), (0.00249, float("nan"), verdict.SADDLE)])
+def test_a_gradient_within_its_rounding_of_the_tolerance_decides_nothing(norm, error, kind):
+    found = judge(measured(SADDLE, gradient_norm=norm, gradient_error=error))      # eps_g is 0.0025
+    assert found.kind == kind and ("within its rounding" in found.because) == (kind == verdict.UNDECIDED)
+
+
 def test_where_the_gradient_is_larger_it_is_a_slope():
     found = judge(measured(SADDLE, gradient_norm=1.0))
     assert found.kind == verdict.SLOPE and "|gradient| 1 > eps_g 0.0025" in found.because

@@ -145,3 +145,9 @@ def test_absent_surfaces_are_refused_with_a_command():
 
 def test_directions_are_written_in_greek():
     assert surface.direction_label("tail lambda_min") == r"tail $\lambda_{\min}$"
+
+
+def test_a_caption_says_what_is_not_the_default_of_the_evaluation(plane):
+    assert surface.evaluation_note([plane, plane]) == ""
+    other = replace(plane, batchnorm="recalibrated", precision="bfloat16")
+    assert surface.evaluation_note([plane, other]) == ", BatchNorm statistics estimated anew at every point, bfloat16"

@@ -5,6 +5,8 @@
     no negative curvature found   the search reaches down to a resolution R <= eps_H: nothing lies below -R but with probability p
     undecided                     whatever else, with the reasons
 
+The norm of the gradient is compared beyond its rounding, the distance of the gradient from the one in float64.
+
 v'Hv <= -eps_H for a unit vector v proves lambda_min <= -eps_H, whether or not v has converged. That nothing negative is there is
 never proved: R and p are the bound of Kuczynski and Wozniakowski (1992) on what Lanczos misses, `EigenPairs.missed_below`. Such
 a point is not called a minimum: R is not zero, p is not zero, and a flat direction decides nothing.
@@ -171,6 +173,9 @@ def _decided(record: Curvature, lowest: int | None, resolution: float, eps_g: fl
     gradient = f"|gradient| {record.gradient_norm:.3g} {'>' if slope else '<='} eps_g {eps_g:.3g}"
     if verified and value < 0 and value <= -eps_H:
         depth = f"lambda_min <= {value:.4g} <= -eps_H {-eps_H:.3g}, verified in float64"
+        if abs(record.gradient_norm - eps_g) <= record.gradient_error:     # False where it was not compared
+            return UNDECIDED, (f"{depth}; {SADDLE} or {SLOPE}: |gradient| {record.gradient_norm:.6g} is within its rounding, "
+                               f"{record.gradient_error:.2g}, of eps_g {eps_g:.6g}")
         return (SLOPE if slope else SADDLE), f"{gradient}, {depth}"
     if reason := _unsure(record.eigenpairs, lowest, resolution, eps_H):
         return UNDECIDED, reason

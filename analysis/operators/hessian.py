@@ -174,15 +174,38 @@ class LossOperator(Snapshot):
         """
         return self._processes.together(self._twin)
 
+    def gradient_error(self) -> float:
+        """Return ||g - g_64||: how far rounding leaves `gradient` from the one in float64; NaN where there is none to compare.
+
+        That is where the operator is in float64 itself, or the network computes a part in less whatever its inputs.
+        """
+        if self.dtype == torch.float64:
+            return float("nan")
+
+        def own() -> Tensor:
+            theta, objective, batches = self._widened()
+            return sum((objective.gradient(theta, batch) for batch in batches), torch.zeros_like(theta))
+        try:
+            with reproducible_kernels():
+                wide = self._processes.sum(self._processes.together(own)[None])[0]
+        except InputError:
+            return float("nan")
+        return float((self.gradient().double() - wide).norm())
+
     def _twin(self) -> Snapshot:
+        theta, objective, batches = self._widened()
+        prepare = self._prepare_twin(objective, theta, batches)
+        return Snapshot(objective, theta, plan.Kept(prepare, batches, 0) if batches else None, self.num_samples, self._processes)
+
+    def _widened(self) -> tuple[Tensor, Objective, list[Batch]]:
+        """Return parameters, objective and batches in float64; refuse what computes a part in less."""
         theta, objective = self.theta.double(), self._objective.double()
         batches = [batch.double() for batch in self.batches]
         for batch in batches:
             batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
         for batch in batches[:1]:
             checks.refuse_narrow(objective, theta, batch.some(1))
-        prepare = self._prepare_twin(objective, theta, batches)
-        return Snapshot(objective, theta, plan.Kept(prepare, batches, 0) if batches else None, self.num_samples, self._processes)
+        return theta, objective, batches
 
     def _prepare_twin(self, objective: Objective, theta: Tensor, batches: list[Batch]) -> products.Prepare:
         """Return the engine of the twin: a trace of its own where there are microbatches enough to earn it back."""
