@@ -64,7 +64,14 @@ class Case:
         return about | {name: getattr(self.args, name) for name in names}
 
     def ours(self, entry: dict) -> dict[str, Any]:
-        """Compute the spectrum with our engine, each stage timed and split into products and the rest."""
+        """Compute the spectrum with our engine, both ends, each stage timed and split into products and the rest."""
+        return self._spectrum(lambda nodes: "both")
+
+    def alike(self, entry: dict) -> dict[str, Any]:
+        """Compute with our engine what PyHessian gives and no more: of the eigenvalues, the largest by magnitude."""
+        return self._spectrum(lambda nodes: largest_end(nodes, self.args.num_pairs))
+
+    def _spectrum(self, end: Callable[[np.ndarray], str]) -> dict[str, Any]:
         args, stages = self.args, {}
         generator, memory = torch.Generator().manual_seed(args.seed), timing.Memory(self.subject.device)
         started = time.perf_counter()
@@ -73,14 +80,16 @@ class Case:
             operator, num_matvecs=min(args.num_matvecs, operator.size), num_probes=args.num_probes, generator=generator,
             num_ritz=2 * args.num_pairs))
         spectrum = spectral_density(space)
-        pairs = self.pairs = self._stage(stages, "extremes", lambda: extreme_eigenpairs(
-            space, args.num_pairs, tol=args.tol, generator=generator))
+        which = end(spectrum.nodes)
+        pairs = self._stage(stages, "extremes", lambda: extreme_eigenpairs(
+            space, args.num_pairs, which=which, tol=args.tol, generator=generator))
         trace = self._stage(stages, "trace", lambda: measure_trace(
             operator, rel_error=args.trace_error, generator=generator, deflate=pairs, max_matvecs=operator.size))
         seconds = time.perf_counter() - started
+        self.pairs = pairs if which == "both" else None
         nodes, weights = tridiagonal_rule(space.alphas, space.betas)
         return {"seconds": seconds, "stages": stages, "choice": self.choice, "peak_bytes": memory.peak(),
-                "kept_bytes": operator.operator.held_bytes, "values": pairs.values, "values64": pairs.values64,
+                "kept_bytes": operator.operator.held_bytes, "end": which, "values": pairs.values, "values64": pairs.values64,
                 "residuals": pairs.residuals, "converged": pairs.converged, "trace": trace.estimate.value,
                 "trace_standard_error": trace.standard_error, "trace_method": trace.method, "trace_reached": trace.reached,
                 "loss": operator.operator.loss(), "nodes": nodes, "weights": weights,
@@ -154,6 +163,12 @@ class Case:
     def _batches(self, dtype: str):
         settings = SpectrumSettings(max_samples=self.limit, batch_size=self.args.batch_size, dtype=dtype)
         return group_batches(self.subject, self.group, settings)[0]
+
+
+def largest_end(nodes: np.ndarray, count: int) -> str:
+    """Return the end of the spectrum at which the `count` nodes of largest magnitude lie: lower, upper or both."""
+    signs = set(np.sign(sorted(nodes.flatten(), key=abs)[-count:]))
+    return "both" if len(signs) > 1 else "upper" if signs == {1.0} else "lower"
 
 
 def _probes(operator: Any, pairs: EigenPairs, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:

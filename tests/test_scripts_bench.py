@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from scripts import bench_contestants, bench_products, bench_spectrum, bench_timing, cli
+from scripts.bench_case import largest_end
 from scripts.bench_pyhessian import PyHessian, equal_residuals, power_steps
 
 TINY = ["--arch", "digitnet", "--images", "6", "--repeats", "2", "--memory_minutes", "0"]
@@ -139,15 +140,23 @@ def test_a_spectrum_is_timed_in_parts_that_one_file_collects(stored_run, tmp_pat
     words = [str(stored_run), "--group", "tail", *SHORT, "--json", str(file)]
     assert bench_spectrum.main([*words, "--parts", "ours"]) == 0
     assert "no comparison yet" in capsys.readouterr().out
-    assert bench_spectrum.main([*words, "--parts", "pyhessian", "reference"]) == 0
+    assert bench_spectrum.main([*words, "--parts", "alike", "pyhessian", "reference"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("best peer PyHessian, ours reverse")
     entry = json.loads(file.read_text())["groups"]["tail"]
     found = entry["summary"]
     assert found["ours"]["upper_error"] < 1e-3 and found["ours"]["lower_error"] < 1e-3
     assert found["pyhessian"]["products"] == sum(stage["products"] for stage in entry["pyhessian"]["stages"].values())
     assert found["equal"]["products"] > 10 and entry["pyhessian"]["product_gap"] < 1e-4
+    assert found["pyhessian"]["times_alike"] == found["pyhessian"]["seconds"] / entry["alike"]["seconds"]
+    assert entry["alike"]["end"] == "upper" and entry["alike"]["values"] == pytest.approx(entry["ours"]["values"][-1:], rel=1e-3)
     stages = entry["ours"]["stages"].values()
     assert sum(stage["seconds"] for stage in stages) <= entry["ours"]["seconds"]
+
+
+@pytest.mark.parametrize("nodes, end", [([[-5.0, -4.0, 1.0]], "lower"), ([[-1.0, 4.0], [0.1, 6.0]], "upper"),
+                                        ([[-5.0, 4.0, 1.0]], "both")])
+def test_the_end_that_power_iteration_finds_is_that_of_the_largest_magnitudes(nodes, end):
+    assert largest_end(np.array(nodes), 2) == end
 
 
 def one_line(capsys, words, status):

@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from analysis.operators.convolutions import reroute
+
 aten, prims = torch.ops.aten, torch.ops.prims
 IDENTITIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
 CHECKS = {aten.is_same_size.default, aten._has_same_storage_numel.default}
@@ -56,6 +58,7 @@ def trace_split(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v:
     _own_constants(traced)
     simplify(traced.graph)
     _refuse_impure(traced.graph)
+    reroute(traced.graph)
     return _split(traced)
 
 
