@@ -14,6 +14,7 @@ _HOME = {
     "RunStore": "store",
     "Spectrum": "records",
     "Surface": "records",
+    "compare": "comparison",
     "content_hash": "schema",
     "read_record": "schema",
     "write_record": "schema",

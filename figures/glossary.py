@@ -26,7 +26,8 @@ QUANTITIES = (
              "quadrature bracket, widened by the interval over probes; the threshold is relative (1e-3 of max |λ|) and shared "
              "in a table"),
     Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),
-    Quantity("`trace`", "sum of all eigenvalues", "t interval over its own probes, the extreme pairs deflated"),
+    Quantity("`trace`", "sum of all eigenvalues",
+             "t interval from the second moments of its own products (XTrace: a jackknife), the extreme pairs deflated"),
     Quantity("verdict", "strict saddle at (ε_g, ε_H), slope that bends down, no negative curvature found above a resolution, or "
              "undecided",
              "negative curvature is proved by a float64 product or not claimed; its absence comes with a resolution and the "
@@ -39,7 +40,8 @@ QUANTITIES = (
     Quantity("alignment", "|⟨v, ε⟩| / |ε|: how far an optimizer's perturbation ε points along an eigenvector v",
              "t over mini-batches, or over seeds; a random direction has √(2 / (π d))"),
     Quantity("amplification", "⟨v, ∇L(θ + ε)⟩ / ⟨v, ∇L(θ)⟩, against 1 + λ⟨v, ε⟩ / ⟨v, ∇L(θ)⟩",
-             "exact to first order in ε alone; hollow where the component is within rounding or v was not found well enough"),
+             "exact to first order in ε alone; drawn hollow where the component is within rounding or v was not found well "
+             "enough"),
     Quantity("ablation", "norm, alignment and rise of loss of a group's gradient in full, along the global one, and without it",
              "t over seeds; a group that is everything has nothing left without it"),
     Quantity("similarity", "mean cosine of a group's gradient with those of mini-batches",

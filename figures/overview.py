@@ -1,4 +1,4 @@
-"""One picture for newcomers: did training leave the saddle, for the frequent classes and for the rare ones?
+"""One picture for newcomers: does the loss still curve downwards, that of the frequent classes and that of the rare ones?
 
 Left the head, right the tail. Top: the spectrum of each optimizer, negative curvature on tinted ground. Middle: how the
 most negative curvature fades during training, every seed a dot. Bottom: the test accuracy reached. The sentences below
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.findings import summary
+from analysis.findings.verdict import SADDLE, judge
 from checkpoints.comparison import Comparison
 from checkpoints.records import Curvature
 from figures import style
@@ -23,7 +24,7 @@ from figures.saddle import over_epochs, plot_over_epochs, set_lambda_min_limits
 from figures.spectrum import Scale, density_grid, scale_of, set_eigenvalue_axis, smoothed
 
 PERCENT = "\u00a0%"      # no line is broken before it
-TITLE = "Did training leave the saddle?"
+TITLE = "Does the loss still curve downwards?"
 MEANING = {"head": "head: the frequent classes", "tail": "tail: the rare classes"}
 
 
@@ -94,13 +95,14 @@ def draw_overview(runs: Comparison, options: Options) -> Figure:
 
 
 def findings(pools: Mapping[str, Mapping[str, Sequence[Curvature]]], accuracy: pd.DataFrame) -> str:
-    """Return one sentence a group: in how many runs downward curvature is verified, and how the optimizers range."""
+    """Return one sentence a group: in how many runs downward curvature is verified, how many are strict saddles, and ranges."""
     sentences = []
     for group, by_opt in pools.items():
         depths = {opt: summary.pooled(pool, "lambda_min").value for opt, pool in by_opt.items()}
-        bends = [_bends_down(record) for pool in by_opt.values() for record in pool]
-        text = (f"{style.group_name(group).capitalize()}: {sum(bends)} of {len(bends)} runs with verified negative curvature, "
-                + r"$\lambda_{\min}$ " + _range(depths))
+        records = [record for pool in by_opt.values() for record in pool]
+        bends, saddles = sum(map(_bends_down, records)), sum(judge(record).kind == SADDLE for record in records)
+        text = (f"{style.group_name(group).capitalize()}: {bends} of {len(records)} runs with verified negative curvature, "
+                f"{saddles or 'none'} of them at a strict saddle, " + r"$\lambda_{\min}$ " + _range(depths))
         shares = (100 * accuracy[group]).dropna().to_dict()
         sentences.append(text + (f"; test accuracy {_range(shares, '.1f', PERCENT)}." if shares else "."))
     return "\n".join(sentences)

@@ -84,9 +84,9 @@ FAMILY: dict[str, Method] = {row.opt: row for row in (
             Passes(2, 2, "second stage", {"second_stage": 1.0})),
            "Zhou et al. 2023; scale of the radius ours", "classes", ("class_counts",), color="#56B4E9",
            marker="X"),
-    Method("pgd", "PGD", "landscape.optimizers.escape:PGD", (Passes(1, 1),), "Jin et al. 2021, algorithm 1; radius ours",
+    Method("pgd", "PGD", "landscape.optimizers.noise:PGD", (Passes(1, 1),), "Jin et al. 2021, algorithm 1; radius ours",
            color="#999999", marker="<"),
-    Method("lpfsgd", "LPF-SGD", "landscape.optimizers.escape:LPFSGD",
+    Method("lpfsgd", "LPF-SGD", "landscape.optimizers.noise:LPFSGD",
            (Passes(1, 1, "one draw"), Passes(8, 8, "eight draws", {"lpf_draws": 8})), "Bisla et al. 2022, released defaults",
            color="#AA4499", marker=">"),
 )}

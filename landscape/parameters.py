@@ -21,11 +21,6 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def parameter_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the trainable parameters, in the order of theta."""
-    return tuple(trainable(model))
-
-
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """Join tensors into one vector, each flattened row by row."""
     return torch.cat([t.reshape(-1) for t in tensors])

@@ -131,7 +131,7 @@ RANGWANI = Recipe(
         "DRW is used where drw_epoch is given (160 on CIFAR, 60 on large data); LDAM comes with it",
         "in the run script, the SGD lines of DRW on CIFAR-100 pass cifar10",
         "on iNaturalist, the weight decay of CE is not recorded: ImageNet-LT's is used",
-        "of its runs with PGD and LPF-SGD the constants are not recorded: landscape/optimizers/escape.py says which are used",
+        "of its runs with PGD and LPF-SGD the constants are not recorded: landscape/optimizers/noise.py says which are used",
     ),
     inexpressible=("radii that change during training: an option on CIFAR, the rule on large data",),
     published=(

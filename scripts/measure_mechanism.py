@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = {f.name: getattr(args, f.name) for f in fields(MeasureSettings) if f.name in TEXTS}
     settings = MeasureSettings(groups=tuple(args.group), **chosen)
     from checkpoints.store import RunStore
-    jobs = [job for store in map(RunStore.open, runs) for job in _jobs(args, store, names, settings)]
+    traces: dict = {}
+    jobs = [job for store in map(RunStore.open, runs) for job in _jobs(args, store, names, settings, traces)]
     if args.dry_run:
         emit_json(args, {"forecast": _forecast(args, jobs)})
         return 0
@@ -120,8 +121,8 @@ class _Job:
         return self.case.store.has("measurement", epoch=self.epoch, name=self.name)
 
 
-def _jobs(args: argparse.Namespace, store, names: list[str], settings) -> Iterator[_Job]:
-    """Yield what is asked of one run, epoch by epoch; its data are read once, when something needs them."""
+def _jobs(args: argparse.Namespace, store, names: list[str], settings, traces: dict) -> Iterator[_Job]:
+    """Yield what is asked of one run, epoch by epoch; its data are read once, when something needs them. Runs share `traces`."""
     from analysis.measures.case import Case
     from analysis.measures.catalogue import MEASURES
 
@@ -129,7 +130,7 @@ def _jobs(args: argparse.Namespace, store, names: list[str], settings) -> Iterat
     def subject():
         from analysis.subject import Subject
         tell(args, f"{store.path}: reading data")
-        opened = Subject.open(store, data_dir=args.data_dir, device=args.device)
+        opened = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
         named_groups(opened, args.group)
         return opened
     if "classes" in settings.groups:

@@ -126,11 +126,6 @@ def test_a_run_that_was_never_evaluated_is_refused():
         summary.accuracy_over_epochs(compare([fake_run(**FEW)]), "sgd", "class:1")
 
 
-def test_accuracy_frame_keeps_every_evaluated_epoch_of_every_run(runs):
-    frame = summary.accuracy_frame(runs)
-    assert len(frame) == 2 * 3 * 10 and set(frame["opt"]) == {"sgd", "ssesam"}
-
-
 def test_intervals_share_the_decimals_of_their_value():
     assert summary.interval_text(-59.01, -62.21, -55.81) == "−59.0 ± 3.2"
     assert summary.interval_text(0.5, 0.4, 0.9) == "0.50 [0.40, 0.90]"

@@ -25,7 +25,8 @@ def test_findings_are_the_records_extremes(runs):
     sentence = overview.findings(pools, table)
     depths = {opt: summary.number_text(summary.pooled(pool, "lambda_min").value) for opt, pool in pools["tail"].items()}
     low, high = (f"{100 * table.loc[opt, 'tail']:.1f}{overview.PERCENT}" for opt in ("sgd", "ssesam"))
-    assert sentence == (rf"Tail: 4 of 4 runs with verified negative curvature, $\lambda_{{\min}}$ {depths['sgd']} (SGD) to "
+    assert sentence == (r"Tail: 4 of 4 runs with verified negative curvature, none of them at a strict saddle, "
+                        rf"$\lambda_{{\min}}$ {depths['sgd']} (SGD) to "
                         f"{depths['ssesam']} (SSE-SAM); test accuracy {low} (SGD) to {high} (SSE-SAM).")
 
 
@@ -35,6 +36,13 @@ def test_only_verified_negative_curvature_counts(runs):
     convex = replace(pool[0], eigenpairs=fake_pairs(np.array([0.1, 0.2, 3.0, 4.0])))
     table = summary.accuracy_table(runs, groups=("tail",))
     assert "1 of 3 runs with verified" in overview.findings({"tail": {"sgd": [pool[0], doubtful, convex]}}, table)
+
+
+def test_where_the_gradient_vanishes_it_is_called_a_strict_saddle(runs):
+    pool = [replace(record, gradient_norm=norm) for record, norm in zip(runs.curvatures("sgd", 60, "tail"), (0.0, 9.0))]
+    table = summary.accuracy_table(runs, groups=("tail",))
+    assert "2 of 2 runs with verified negative curvature, 1 of them at a strict saddle" in overview.findings(
+        {"tail": {"sgd": pool}}, table)
 
 
 def test_one_optimizer_has_no_range():

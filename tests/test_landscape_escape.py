@@ -9,7 +9,7 @@ from test_landscape_optimizers import INPUTS, LABELS, make_base, make_net
 from torch.nn.functional import cross_entropy
 
 from landscape.optimizers import SGD
-from landscape.optimizers.escape import LPFSGD, PGD
+from landscape.optimizers.noise import LPFSGD, PGD
 
 
 def closure_of(net, chosen=slice(None)):

@@ -139,6 +139,14 @@ def test_the_commands_shown_are_understood(line, monkeypatch):
     assert cli.main(words[1:]) == 0 and seen
 
 
+def test_every_run_that_a_command_shown_reads_was_made_by_one_above():
+    made = set()
+    for words in map(shlex.split, commands()):
+        out = {words[i + 1] for i, word in enumerate(words) if word == "--out"}
+        assert {word for word in words if word.startswith("runs/")} <= made | out, words
+        made |= out
+
+
 def map_rows():
     """Return folder -> names of the files that the map's row lists."""
     rows = re.findall(r"^\| `([\w/]+)` \|.*?\| (.*) \|$", README[README.index("## The map"):], re.M)

@@ -101,13 +101,6 @@ def with_shared_threshold(pools: Mapping[Any, Sequence[Curvature]], level: float
     return {key: [_at_threshold(record, shared, level) for record in pool] for key, pool in pools.items()}
 
 
-def accuracy_frame(runs: Comparison) -> pd.DataFrame:
-    """Return the evaluated epochs of every run: opt, seed, epoch and the columns test_accuracy/<group>, in [0, 1]."""
-    frames = [_evaluated_rows(member).assign(opt=opt, seed=member.config.get("seed"))
-              for opt, members in runs.members.items() for member in members]
-    return pd.concat(frames, ignore_index=True)
-
-
 def accuracy_over_epochs(runs: Comparison, opt: str, group: str, level: float = 0.95) -> pd.DataFrame:
     """Return test accuracy of `group` after each evaluated epoch: index epoch, columns value, low, high, num_seeds.
 

@@ -1,10 +1,11 @@
 from itertools import combinations
 
+import color_vision as vision
 import numpy as np
 import pytest
 
 from checkpoints.errors import RecordError
-from figures import style, vision
+from figures import style
 from landscape.family import FAMILY
 
 OURS = ("sgd", "sam", "imbsam", "ssesam")
