@@ -24,7 +24,7 @@ from figures.saddle import over_epochs, plot_over_epochs, set_lambda_min_limits
 from figures.spectrum import Scale, density_grid, scale_of, set_eigenvalue_axis, smoothed
 
 PERCENT = "\u00a0%"      # no line is broken before it
-TITLE = "Does the loss still curve downwards?"
+TITLE = "Does the loss curve downwards?"
 MEANING = {"head": "head: the frequent classes", "tail": "tail: the rare classes"}
 
 
