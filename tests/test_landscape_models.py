@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.models import ARCHITECTURES, CosineHead, PadShortcut, build_model
+from landscape.models import ARCHITECTURES, CosineHead, build_model
+from landscape.models.zoo import PadShortcut
 
 
 def count(model):
