@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from analysis.operators import plan
 from analysis.operators.algebra import LinearOperator, Operator
 from analysis.operators.batches import Batch
-from analysis.operators.hessian import Snapshot
 from analysis.operators.objective import Objective, Supervised
 from analysis.operators.products import ENGINES
+from analysis.operators.snapshot import Snapshot
 from analysis.operators.verification import check, relative_gap, tolerance
 from analysis.spectra.extremes import extreme_eigenpairs
 from analysis.spectra.lanczos import Krylov, krylov

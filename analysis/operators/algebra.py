@@ -93,7 +93,7 @@ class MatrixOperator(Operator):
         return MatrixOperator(self.matrix.double())
 
 
-class _Like(Operator):
+class Like(Operator):
     """An operator of the size and kind of another."""
 
     operator: LinearOperator
@@ -112,7 +112,7 @@ class _Like(Operator):
 
 
 @dataclass(frozen=True, eq=False)
-class Deflated(_Like):
+class Deflated(Like):
     """P A P with P the projector onto the complement of orthonormal rows X (p, d)."""
 
     operator: LinearOperator
@@ -130,7 +130,7 @@ class Deflated(_Like):
 
 
 @dataclass(frozen=True, eq=False)
-class Combination(_Like):
+class Combination(Like):
     """sum_i c_i A_i of operators of one size, dtype and device."""
 
     terms: tuple[tuple[float, LinearOperator], ...]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.operators import LinearOperator
+from analysis.operators.algebra import Like, LinearOperator
 from landscape.distributed import Processes
 
 EVERY_SECONDS = 1.0     # how often products are stored: one written at once for each fast product would cost more than it
@@ -32,7 +32,7 @@ class Journal(Protocol):
         """Store the next step, whole."""
 
 
-class Remembered:
+class Remembered(Like):
     """An operator whose products are kept in a journal. Leaving it as a context manager stores what is not stored yet.
 
     `matrix` is a text that tells this operator's matrix from every other one that the journal may serve.
@@ -52,22 +52,6 @@ class Remembered:
 
     def __exit__(self, *exception: object) -> None:
         self._flush()
-
-    @property
-    def size(self) -> int:
-        return self.operator.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.operator.device
-
-    def matvec(self, v: Tensor) -> Tensor:
-        """Return H v, (d,) -> (d,)."""
-        return self.matmat(v[None])[0]
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return H applied to each row, (k, d) -> (k, d)."""
