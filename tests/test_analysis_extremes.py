@@ -48,6 +48,23 @@ def test_values_agree_with_scipy():
     assert np.allclose(pairs.values, np.sort(expected), atol=1e-9)
 
 
+def test_going_on_from_a_krylov_space_costs_no_more_than_its_own_recurrence_would():
+    spectrum = np.sort(np.r_[np.linspace(-2, 0, 150), np.zeros(200), np.linspace(50, 400, 50)])
+    operator, tol = matrix(spectrum), 1e-4
+    whole = krylov(operator, num_matvecs=200, num_probes=1, generator=seeded())
+    enough = next(m for m in range(60, 200) if _lower_residual(whole, m) <= tol * 2)
+    source = krylov(operator, num_matvecs=60, num_probes=1, generator=seeded())
+    pairs = extreme_eigenpairs(source, 1, which="lower", tol=tol, generator=seeded(1), verify=False)
+    assert pairs.converged.all() and 70 < enough < 150
+    assert pairs.num_matvecs <= enough + 2      # one for the residual recomputed
+
+
+def _lower_residual(space, steps):
+    alphas, betas = space.alphas[0, :steps], space.betas[0, :steps]
+    _, S = np.linalg.eigh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
+    return abs(betas[-1] * S[-1, 0])
+
+
 @pytest.mark.parametrize("which, expected", [("lower", SPECTRA["outliers"][:3]), ("upper", SPECTRA["outliers"][-3:])])
 def test_one_end_can_be_asked_for(which, expected):
     pairs = extreme_eigenpairs(matrix(SPECTRA["outliers"]), 3, which=which, generator=seeded())

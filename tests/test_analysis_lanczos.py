@@ -5,7 +5,7 @@ from matrices import SPECTRA, matrix, seeded
 
 from analysis.spectra import lanczos
 from analysis.spectra.extremes import extreme_eigenpairs
-from analysis.spectra.lanczos import CHUNK, home, krylov, project_out
+from analysis.spectra.lanczos import CAPACITY, CHUNK, home, krylov, project_out
 from landscape.errors import InputError
 
 
@@ -68,9 +68,19 @@ def test_a_scaled_matrix_scales_the_tridiagonal_and_nothing_else():
 
 def test_ritz_products_are_those_of_the_operator():
     operator = matrix(SPECTRA["outliers"])
-    ritz = krylov(operator, num_matvecs=30, num_probes=2, generator=seeded(), num_ritz=5).ritz
-    assert ritz.vectors.shape == (20, 200)
+    ritz = krylov(operator, num_matvecs=30, num_probes=2, generator=seeded()).ritz
+    assert ritz.vectors.shape == (60, 200)
     assert torch.allclose(operator.matmat(ritz.vectors), ritz.products, atol=1e-12)
+
+
+def test_of_many_probes_and_where_memory_is_short_both_ends_are_kept(monkeypatch):
+    operator = matrix(SPECTRA["outliers"])
+    many = krylov(operator, num_matvecs=40, num_probes=8, num_ritz=3, generator=seeded())
+    assert len(many.ritz.vectors) == 8 * 2 * (CAPACITY // 24) and many.num_ritz == CAPACITY // 24
+    monkeypatch.setattr(lanczos, "free_memory", lambda device: 2 * 18 * 2 * 8 * operator.size)     # of 18 vectors
+    few = krylov(operator, num_matvecs=40, num_probes=1, num_ritz=3, generator=seeded())
+    assert len(few.ritz.vectors) == 2 * 18 // 3
+    assert torch.allclose(operator.matmat(few.ritz.vectors), few.ritz.products, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -20,7 +20,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from analysis.operators import Deflated, LinearOperator
-from analysis.spectra.lanczos import BREAKDOWN, Krylov, Ritz, dots, finite, gram, krylov, random_unit
+from analysis.spectra.lanczos import BREAKDOWN, Krylov, Ritz, capacity, dots, finite, gram, krylov, random_unit
 from checkpoints.records import EigenPairs, Estimate
 from landscape.errors import InputError
 
@@ -175,18 +175,18 @@ def _converge(space: _Space, wanted: _Wanted, limits: Callable[[np.ndarray], np.
 
     `limits` maps the wanted values, ascending, to the residuals that they may have.
     """
-    eps, largest = torch.finfo(space.V.dtype).eps, 6 * wanted.k + 40
+    eps, largest = torch.finfo(space.V.dtype).eps, max(capacity(space.operator), 6 * wanted.k + 40)
     while True:
         values = space.solve()
         places = wanted.places(len(values))
         R, norms = space.residuals(places)
         open_ = norms > np.maximum(limits(values[places]), 8 * eps * np.abs(values).max())
-        room = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
-        if not open_.any() or not room:
+        may_go_on = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
+        if not open_.any() or not may_go_on:
             return
         chosen = _first_open(places, open_, wanted, len(values))
         if len(space) + len(chosen) > largest:
-            space.shrink(_Wanted(2 * wanted.k + 6, True, True).places(len(values)))
+            space.shrink(_Wanted(max(2 * wanted.k + 6, largest // 4), True, True).places(len(values)))
         if not space.expand(R[torch.as_tensor(chosen)]):
             return
 
@@ -206,13 +206,13 @@ def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, gener
         values = space.solve()
         places = wanted.places(len(values))
         found, before = space.vectors(places), values[places]
-        rest, room = Deflated(space.operator, found), max_matvecs - space.num_matvecs
-        steps = min(max(10, wanted.k), space.operator.size - len(found), room)
+        rest, left = Deflated(space.operator, found), max_matvecs - space.num_matvecs
+        steps = min(max(10, wanted.k), space.operator.size - len(found), left)
         if steps < 1:
             return
         fresh = krylov(rest, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=1, progress=space.progress)
         other = _Space.of(fresh.ritz, rest, space.progress)
-        _converge(other, one, _inside(wanted, before, tol), room - steps)
+        _converge(other, one, _inside(wanted, before, tol), left - steps)
         space.num_matvecs += steps + other.num_matvecs
         space.expand(other.vectors(one.places(len(other.solve()))))
         _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)

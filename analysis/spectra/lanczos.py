@@ -8,8 +8,8 @@ The basis is kept in the product's dtype, on the host where the device has no ro
 against the whole basis twice ("twice is enough", Kahan in Parlett 1980), with coefficients accumulated in float64. A residual
 below the rounding of the product ends a probe (breakdown): its Krylov space is invariant and its quadrature exact.
 
-The probes are unrestarted, so that their tridiagonals serve densities and moments; of each basis only the Ritz vectors
-at both ends are kept, from which `analysis.spectra.extremes` goes on.
+The probes are unrestarted, so that their tridiagonals serve densities and moments; of few probes the whole bases are kept, of
+many the Ritz vectors at both ends, and `analysis.spectra.extremes` goes on from there.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from landscape.errors import InputError
 CHUNK = 1 << 15     # entries of a vector whose products are summed in its own dtype; such sums are added in float64
 BREAKDOWN = 100     # units of rounding of T's largest entry, below which a residual is none
 SHARE = 0.5         # of a device's free memory, that a basis may take
+CAPACITY = 160          # vectors of a space in which ends are sought; of a fitted network's lower end more save few products
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, gener
     """Run `num_matvecs` Lanczos steps from each of `num_probes` random unit vectors, uniform on the sphere.
 
     num_matvecs   m, 1 <= m <= size
-    num_ritz      Ritz vectors kept at each end of each probe, at most m // 2
+    num_ritz      Ritz vectors kept at each end of each probe at least, where m // 2 are as many; more where there is room
     generator     on the CPU, so that all devices start from the same vectors
     progress      called with the number of products after each step
     """
@@ -69,7 +70,7 @@ def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, gener
         state.advance(operator)
         if progress:
             progress(num_probes)
-    kept = min(num_ritz, max(1, num_matvecs // 2))
+    kept = min(max(num_ritz, capacity(operator) // (3 * num_probes)), max(1, num_matvecs // 2))
     return Krylov(operator, state.alphas, state.betas, state.ends(kept, operator.device), state.orthogonality_loss(),
                   num_probes * state.step, kept)
 
@@ -180,3 +181,9 @@ def home(operator: LinearOperator, rows: int) -> torch.device:
     """Return where a basis of so many vectors is kept: with the operator, or on the host where the device lacks the room."""
     needed = rows * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
     return operator.device if needed <= SHARE * free_memory(operator.device) else torch.device("cpu")
+
+
+def capacity(operator: LinearOperator) -> int:
+    """Return how many vectors, each with its product, ends may be sought in: CAPACITY, or what half the free memory holds."""
+    each = 2 * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
+    return min(CAPACITY, int(SHARE * free_memory(operator.device) / each))
