@@ -97,9 +97,10 @@ def _claim(folder: Path, study) -> None:
 def _compute(args: argparse.Namespace, study, runs, folder: Path, images: int) -> int | None:
     """Compute what is not stored; return the exit status where a signal ended it, which loses nothing."""
     from scripts.interruptions import Interruption
-    from scripts.study_worker import Stopped, cost, perform
+    from scripts.study_work import Work
+    from scripts.study_worker import Stopped, perform
     workers, quiet = min(_workers(args, study), len(runs)), args.quiet or args.json
-    total = sum(cost(run, images) for run in runs)
+    total = sum(Work(run, images).units for run in runs)
     with Interruption(quiet=quiet) as asked, Progress(total, study.name, quiet=quiet) as bar:
         try:
             perform(runs, folder, args.data_dir, workers, lambda n, worked: (bar.update if worked else bar.skip)(n), asked)

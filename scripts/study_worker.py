@@ -16,10 +16,9 @@ from queue import Empty
 
 from scripts.interruptions import Interruption
 from scripts.study_plan import Run
+from scripts.study_work import Part, Report, Work
 
-Report = Callable[[int, bool], None]    # so many steps, products or points are done; whether that took work
 POLL_SECONDS = 0.2
-MEASURE = 20            # what a measure counts for among steps, products and points
 PATIENCE = 60.0         # seconds for a worker to finish a step
 _queue = None           # of a worker process: where it reports its progress
 _traces: dict = {}      # of this process: traced products
@@ -30,7 +29,7 @@ class Stopped(Exception):
 
 
 def perform(runs: list[Run], folder: Path, data_dir: Path | None, workers: int, report: Report, asked: Interruption) -> None:
-    """Do all runs, several at a time; `report` is told of every step, product and point. The first mistake ends it.
+    """Do all runs, several at a time; `report` is told of every unit of work. The first mistake ends it.
 
     Raises Stopped soon after `asked` answers True.
     """
@@ -74,36 +73,37 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, a
 
     data = training_data(run.config, data_dir, progress=False)
     config = run.config.resolved(data)
-    store = train_run(config, data, folder / run.name, report, asked)
+    work = Work(run, len(data.train), report)
+    store = train_run(config, data, folder / run.name, work.training(), asked)
     subject = Subject.open(store, data=data, device=config.device, traces=_traces)
     for epoch in run.spectrum_epochs:
         for group in run.groups:
-            with Part(report, run.spectrum.products) as part:
+            with work.spectrum() as part:
                 compute_curvature(subject, epoch, group, run.spectrum, progress=counted(part))
     for name, epoch, settings in run.surfaces:
-        with Part(report, settings.points ** settings.dims) as part:
+        with work.surface(settings) as part:
             compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted(part)))
     for name, epoch in run.measures:
-        with Part(report, MEASURE):
+        with work.measure():
             measured(name, Case(store, lambda: subject, epoch if MEASURES[name].at_checkpoint else None, run.measure))
         if asked():
             raise Stopped
 
 
-def train_run(config, data, path: Path, report: Report, asked: Callable[[], bool]):
+def train_run(config, data, path: Path, part: Part, asked: Callable[[], bool]):
     """Train what is not trained yet and return the run's store."""
     from checkpoints.provenance import provenance
     from scripts.run_folder import open_run
 
     store = open_run(path, config, provenance(
         data_hash=data.hash, class_counts=data.counts.tolist(), class_names=list(data.class_names), notes=list(data.notes)))
-    with Part(report, training_cost(config, len(data.train))) as part:
+    with part:
         if not store.finished:
             _train(config, data, store, part, asked)
     return store
 
 
-def _train(config, data, store, part: "Part", asked: Callable[[], bool]) -> None:
+def _train(config, data, store, part: Part, asked: Callable[[], bool]) -> None:
     from landscape.partial_epoch import steps_into_epoch
     from landscape.training import batch_sizes, train
     from scripts.train_log import ended_in_log, log_begin, position, row_line
@@ -122,47 +122,6 @@ def _train(config, data, store, part: "Part", asked: Callable[[], bool]) -> None
         store.log("stopped as asked" if result.stopped else "finished")
     if result.stopped:
         raise Stopped
-
-
-def cost(run: Run, num_images: int) -> int:
-    """Return how many steps, products and points a run takes: the total of its progress reports."""
-    surfaces = sum(settings.points ** settings.dims for _, _, settings in run.surfaces)
-    spectra = len(run.spectrum_epochs) * len(run.groups) * run.spectrum.products
-    return training_cost(run.config, num_images) + spectra + surfaces + MEASURE * len(run.measures)
-
-
-def training_cost(config, num_images: int) -> int:
-    """Return the steps of one training run."""
-    from landscape.training import batch_sizes
-    return config.epochs * len(batch_sizes(num_images, config.batch_size))
-
-
-class Part:
-    """A part of a run's work. Exactly `total` is reported of it once it is done, what took no work as such."""
-
-    def __init__(self, report: Report, total: int):
-        self._report, self._left = report, total
-
-    def work(self, steps: int = 1) -> None:
-        """Report steps that were worked on."""
-        self._count(steps, True)
-
-    def skip(self, steps: int) -> None:
-        """Report steps that were done before, or are not needed."""
-        self._count(steps, False)
-
-    def __enter__(self) -> "Part":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self.skip(self._left)
-
-    def _count(self, steps: int, worked: bool) -> None:
-        steps = min(steps, self._left)
-        self._left -= steps
-        if steps:
-            self._report(steps, worked)
 
 
 @contextmanager

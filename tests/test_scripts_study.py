@@ -21,7 +21,7 @@ from landscape.losses import LOSSES
 from scripts.cli import main
 from scripts.study_plan import Study
 from scripts.study_presets import DIGITS
-from scripts.study_worker import Part, cost
+from scripts.study_work import Part, Work, passes_of_a_step
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -348,8 +348,25 @@ def test_progress_adds_up_to_the_forecast():
     with Part(lambda steps, worked: counted.append((steps, worked)), 10) as part:
         part.work(11)
     assert counted[4:] == [(10, True)]
-    run = Study.read("digits").runs()[0]
-    assert cost(run, 405) > 40 * 7
+    with Part(lambda steps, worked: counted.append((steps, worked)), 2, weight=3) as part:
+        part.work(1)
+    assert counted[5:] == [(3, True), (3, False)]
+
+
+def test_the_parts_of_a_study_are_weighed_by_what_they_take():
+    train = {"dataset": "digits", "epochs": 2, "batch_size": 64}
+    methods = {"sgd": {"opt": "sgd"}, "sam": {"opt": "sam"}, "ssesam": {"opt": "ssesam", "gamma": 0.7}}
+    document = {"name": "weighed", "train": train, "methods": methods,
+                "spectrum": {"num_probes": 1, "num_matvecs": 10, "num_pairs": 1, "max_matvecs": 5, "trace_probes": 3},
+                "surfaces": [{"directions": "random", "dims": 1, "points": 7, "max_samples": 64}]}
+    runs = {run.config.opt: run for run in Study.from_dict(document).runs()}
+    assert [passes_of_a_step(run.config) for run in runs.values()] == [3, 6, (11 + 8) / 2]
+    work = Work(runs["sgd"], 640)
+    steps, products, points = work.training(), work.spectrum(), work.surface(runs["sgd"].surfaces[0][2])
+    assert steps.units == 2 * 10 * 3 and points.units == 7 * 2
+    assert products.units == runs["sgd"].spectrum.products * 6 * 5      # a product: two gradients over half of 640 images
+    assert work.units == steps.units + 2 * products.units + points.units
+    assert Work(runs["sam"], 640).units - work.units == steps.units
 
 
 def test_a_study_keeps_the_checkpoints_it_was_asked_for_beside_those_it_needs():
