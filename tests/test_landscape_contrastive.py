@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 from landscape.errors import InputError
 from landscape.losses import LOSSES, build_loss, needs_views
 from landscape.losses.contrastive import (HEADS, ContrastiveForward, ContrastiveOutputs, add_contrastive_heads,
-                                          balanced_contrastive, classifier_layer, features_and_logits,
-                                          freeze_contrastive_heads)
+                                          balanced_contrastive, freeze_contrastive_heads)
 from landscape.models import build_model
+from landscape.models.features import classifier_layer, features_and_logits
 from landscape.parameters import trainable
 
 LABELS = torch.tensor([0, 2, 0, 1, 0, 2])
@@ -116,7 +116,7 @@ def test_a_network_of_ones_own_is_served_by_what_its_last_linear_layer_is_given(
     model, images = Foreign(), torch.randn(5, 3, 2, 2)
     features, logits = features_and_logits(model, images)
     assert torch.equal(features, model.body(images)) and torch.equal(logits, model(images))
-    assert classifier_layer(add_contrastive_heads(model, hidden=8, dim=3))[0] == "last"
+    assert classifier_layer(add_contrastive_heads(model, hidden=8, dim=3), apart=HEADS)[0] == "last"
     assert ContrastiveForward(model)(torch.randn(6, 3, 2, 2)).views.shape == (2, 2, 3)
     assert not model.last._forward_pre_hooks
 

@@ -28,7 +28,7 @@ from analysis.measures.table import LEVEL, Table, table
 from analysis.operators.kernels import reproducible_kernels
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError
-from landscape.models import CosineHead
+from landscape.models.features import features_and_logits
 
 BETA = 0.5      # of log Var in equation 17
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {     # of Dis and Var
@@ -89,45 +89,15 @@ def _halves(case) -> list[str]:
 def classifier_features(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the classifier layer is given, (N, F) float64, and the labels (N,), in evaluation mode.
 
-    The classifier layer is the nn.Linear, or the cosine head, that a forward calls last. InputError where there is none, or
-    where it is not given one vector an image: `feature_quality` takes features from anywhere.
+    Raises InputError where there are no features: `feature_quality` takes them from anywhere.
     """
-    given: list[Tensor] = []
     with evaluation_mode(model), torch.no_grad(), reproducible_kernels():
-        layer = classifier_layer(model, batches[0][0][:1])
-        hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
         try:
-            features = [_vectors(model, images, given) for images, _ in batches]
-        finally:
-            hook.remove()
+            features = [features_and_logits(model, images)[0].double() for images, _ in batches]
+        except InputError as reason:
+            raise InputError(f"{reason}, or pass features of your own to analysis.measures.features.feature_quality") from reason
     labels = torch.cat([labels for _, labels in batches])
     return torch.cat(features).cpu().numpy(), labels.cpu().numpy()
-
-
-def classifier_layer(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return the linear layer that a forward of some images calls last."""
-    called: list[nn.Module] = []
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, CosineHead))]
-    hooks = [layer.register_forward_hook(lambda module, inputs, output: called.append(module)) for layer in layers]
-    try:
-        model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not called:
-        raise InputError(f"{type(model).__name__} calls no nn.Linear, whose input would be its features: give it one as its last "
-                         "layer, or pass features of your own to analysis.measures.features.feature_quality")
-    return called[-1]
-
-
-def _vectors(model: nn.Module, images: Tensor, given: list[Tensor]) -> Tensor:
-    given.clear()
-    model(images)
-    if given[-1].ndim != 2 or len(given[-1]) != len(images):
-        raise InputError(f"the last linear layer of {type(model).__name__} is given features of shape {tuple(given[-1].shape)}: "
-                         f"expected ({len(images)}, F), one vector an image; pass features of your own to "
-                         "analysis.measures.features.feature_quality")
-    return given[-1].double()
 
 
 def feature_quality(features: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]], *,

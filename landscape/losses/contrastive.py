@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from landscape.data.views import NUM_VIEWS, SOURCES
 from landscape.errors import InputError
 from landscape.losses.adjusted import logit_adjustment
-from landscape.models import Classifier, CosineHead
+from landscape.models import CosineHead
+from landscape.models.features import classifier_layer, features_and_logits
 
 HEADS = ("projection", "center_projection")     # modules that training adds to a network, and no logit depends on
 
@@ -97,7 +98,7 @@ def add_contrastive_heads(model: nn.Module, *, s: float = 30.0, hidden: int = 51
     gives the same bits, and the global generators are left alone.
     """
     _check_heads(s=s, hidden=hidden, dim=dim)
-    name, layer = classifier_layer(model)
+    name, layer = classifier_layer(model, apart=HEADS)
     num_classes, num_features = layer.weight.shape
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.random.default_generator.manual_seed(seed)
@@ -106,16 +107,6 @@ def add_contrastive_heads(model: nn.Module, *, s: float = 30.0, hidden: int = 51
         for head in HEADS:
             model.add_module(head, ProjectionHead(num_features, hidden, dim))
     return model
-
-
-def classifier_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the name and the module of a network's last linear layer, projection heads apart; without one, an error."""
-    layers = [(name, module) for name, module in model.named_modules()
-              if isinstance(module, (nn.Linear, CosineHead)) and name.partition(".")[0] not in HEADS]
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no nn.Linear, whose input would be its features: give it one as its last "
-                         "layer, or choose a loss and an optimizer that take no features")
-    return layers[-1]
 
 
 def freeze_contrastive_heads(model: nn.Module) -> nn.Module:
@@ -129,24 +120,6 @@ def freeze_contrastive_heads(model: nn.Module) -> nn.Module:
 def has_contrastive_heads(model: nn.Module) -> bool:
     """Tell whether the network has projection heads."""
     return all(hasattr(model, head) for head in HEADS)
-
-
-def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the classifier layer is given, (N, F), and the logits (N, C) it makes of it."""
-    if isinstance(model, Classifier):
-        features = model.features(images)
-        return features, model.fc(features)
-    given: list[Tensor] = []
-    name, layer = classifier_layer(model)
-    hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-    try:
-        logits = model(images)
-    finally:
-        hook.remove()
-    if len(given) != 1 or given[0].ndim != 2:
-        raise InputError(f"the layer {name} of {type(model).__name__} was given {len(given)} inputs, the last of shape "
-                         f"{tuple(given[-1].shape) if given else ()}: expected one of shape (N, F), the features of the images")
-    return given[0], logits
 
 
 class ContrastiveForward(nn.Module):
@@ -166,7 +139,7 @@ class ContrastiveForward(nn.Module):
         size = len(images) // NUM_VIEWS
         features, logits = features_and_logits(self.model, images)      # (V B, F), (V B, C)
         vectors = F.normalize(self.model.projection(features[size:]), dim=1)
-        centers = F.normalize(self.model.center_projection(classifier_layer(self.model)[1].weight), dim=1)
+        centers = F.normalize(self.model.center_projection(classifier_layer(self.model, apart=HEADS)[1].weight), dim=1)
         return ContrastiveOutputs(logits[:size], vectors.view(NUM_VIEWS - 1, size, -1), centers)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from landscape.batchnorm import evaluation_mode
 from landscape.data import LongTailData
 from landscape.errors import InputError
-from landscape.losses.contrastive import features_and_logits
+from landscape.models.features import features_and_logits
 
 QUALITIES = ("paper", "released")
 ROUNDING = 1e-12    # of ||mu||^2, below which a variance found as a difference is none

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from landscape.data import LongTailData
 from landscape.distributed import Processes
 from landscape.errors import InputError
-from landscape.losses.contrastive import HEADS, classifier_layer
+from landscape.losses.contrastive import HEADS
+from landscape.models.features import classifier_layer
 from landscape.optimizers.ascent import Gradient
 from landscape.optimizers.clustering import (SIMILARITIES, by_mean_size, check_num_groups, groups_by_size, similarity,
                                              spectral_groups)
@@ -224,7 +225,7 @@ class Preservation:
 
 def _encoder(model: nn.Module, heads: bool) -> tuple[list[str], list[str]]:
     """Return the names of the trained parameters and of the running statistics below the classifier."""
-    apart = (classifier_layer(model)[0], *(() if heads else HEADS))
+    apart = (classifier_layer(model, apart=HEADS)[0], *(() if heads else HEADS))
 
     def inside(name: str) -> bool:
         return not any(f"{name}.".startswith(f"{part}.") for part in apart)
