@@ -7,15 +7,15 @@ part of the evidence. A run is a `RunStore`, or anything with its `path`, `confi
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from checkpoints.alike import check_same_object, check_same_view, classes_of, hessian_of
+from checkpoints.brief import brief
 from checkpoints.errors import RecordError
 from checkpoints.exactness import supported
 from checkpoints.records import Curvature, Measurement, Surface
@@ -52,7 +52,7 @@ class Member:
     @cached_property
     def curvatures(self) -> dict[tuple[int, str], Curvature]:
         """The curvature records by (epoch, group), without the vectors, so that hundreds fit in memory."""
-        return {(record.epoch, record.group): _without_vectors(record) for record in self.run.records("curvature")}
+        return {(record.epoch, record.group): brief(supported(record)) for record in self.run.records("curvature")}
 
     @cached_property
     def surfaces(self) -> dict[str, Surface]:
@@ -238,12 +238,6 @@ def _refuse_difference(first: Member, other: Member, keys: Iterable[str], conseq
             raise RecordError(f"{key}={theirs} and {key}={ours}: {other.name} and {first.name} {consequence}; "
                               f"choose runs that agree in {key}"
                               + (f", or tell them apart with landscape figures --vary {key}" if apart else ""))
-
-
-def _without_vectors(record: Curvature) -> Curvature:
-    record = supported(record)
-    pairs = record.eigenpairs
-    return replace(record, eigenpairs=replace(pairs, vectors=np.zeros((0, pairs.vectors.shape[1]))))
 
 
 def _evaluated(member: Member) -> bool:

@@ -23,13 +23,12 @@ import h5py
 import numpy as np
 
 from checkpoints.atomic import make_folder, replacing, write_bytes
+from checkpoints.brief import LONG
 from checkpoints.errors import RecordError
 from checkpoints.fields import to_json
 from checkpoints.layout import check_name, keys_of, kind_of, relative_path
 from checkpoints.polydata import mesh_of, polydata
 from checkpoints.records import Curvature, Measurement, Surface
-
-LONG = ("directions", "vectors")    # fields that are left out
 
 
 @dataclass(frozen=True)

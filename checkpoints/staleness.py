@@ -13,6 +13,7 @@ from checkpoints.layout import KINDS, relative_path
 from checkpoints.store import RunStore
 
 OTHER_WEIGHTS, OTHER_DATA, NO_CHECKPOINT = "other weights", "other data", "weights that are no longer stored"
+APART = "apart_from_weights"        # in the provenance of a record that was up to date when it was exported without its weights
 
 
 def staleness(store: RunStore, record: Any) -> str:
@@ -28,7 +29,7 @@ def staleness(store: RunStore, record: Any) -> str:
         return ""
     found = checkpoint_hash(store, record.epoch)
     if found is None:
-        return NO_CHECKPOINT
+        return "" if record.provenance.get(APART) else NO_CHECKPOINT
     return "" if found == inputs["checkpoint"] else OTHER_WEIGHTS
 
 

@@ -13,13 +13,15 @@ from scripts.options import Progress, add_common_arguments, emit_json, say
 NAME = "export"
 HELP = "write stored records for ParaView, the loss-landscape project, NumPy or spreadsheets"
 KINDS = ("surface", "curvature", "measurement")
+WHOLE = "run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder, or a folder of run folders")
-    parser.add_argument("--format", nargs="+", required=True, choices=["vtu", "vtp", "h5", "npz", "csv"],
+    parser.add_argument("--format", nargs="+", required=True, choices=["vtu", "vtp", "h5", "npz", "csv", "run"],
                         help="vtu, vtp: planes for ParaView; h5: surfaces with the keys of the loss-landscape project, a file a "
-                        "group; npz, csv: surfaces, spectra and measurements")
+                        "group; npz, csv: surfaces, spectra and measurements; run: the run in small, without weights, "
+                        "eigenvectors and directions, to share: figures and reports are drawn from it as from the run")
     parser.add_argument("--surface", metavar="SURFACE", help="write this line or plane alone (default: everything stored)")
     parser.add_argument("--epoch", type=int, help="write records of this epoch alone (default: every epoch)")
     parser.add_argument("--height", metavar="GROUP", help="of vtu and vtp: lift the plane by this group's loss in nats (default: "
@@ -32,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files and say where they are; a format that no record has is an error, after the others are written."""
     stores = [RunStore.open(folder) for folder in dict.fromkeys(found for path in args.runs for found in run_folders(path))]
+    if WHOLE in args.format and len(args.format) > 1:
+        raise RecordError(f"format={' '.join(args.format)}: {WHOLE} makes run folders, in which other files have no place; ask for "
+                          "it alone")
     places = _places(args, stores)
     written = {store.path: _export(args, store, places[store.path]) for store in stores}
     missing = [name for name in args.format if not any(name in files for files in written.values())]
@@ -47,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, store: RunStore, folder: Path) -> dict[str, list[Path]]:
     """Write the records of one run; return the paths by format."""
+    from checkpoints.brief import export_run
     from checkpoints.export import FORMATS, export
+    if WHOLE in args.format:
+        return {WHOLE: export_run(store, folder, _records(args, store))}
     written: dict[str, list[Path]] = {}
     total = 1 if args.surface else sum(len(store.paths(kind)) for kind in KINDS)
     with Progress(total, str(store.path), quiet=args.quiet or args.json, unit="record") as progress:
@@ -72,7 +80,7 @@ def _records(args: argparse.Namespace, store: RunStore) -> Iterator[Any]:
 def _places(args: argparse.Namespace, stores: list[RunStore]) -> dict[Path, Path]:
     """Return the folder of each run's files; two runs of one name would share theirs and are refused."""
     if args.out is None:
-        return {store.path: store.path / "export" for store in stores}
+        return {store.path: store.path / "export" / (store.path.name if WHOLE in args.format else "") for store in stores}
     if (args.out / "__init__.py").exists():
         raise RecordError(f"out={args.out} is a folder of Python sources: choose another with --out DIR")
     names = [store.path.resolve().name for store in stores]

@@ -1,8 +1,12 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from fabricated_runs import fake_run
 
+from checkpoints.records import Checkpoint, Curvature
+from checkpoints.staleness import NO_CHECKPOINT, staleness
 from checkpoints.store import RunStore
 from scripts.cli import main
 
@@ -55,6 +59,7 @@ def test_several_runs_get_a_folder_each(study, tmp_path, capsys):
     (["{study}/sgd-0", "--format", "vtp", "--height", "moon"], "height=moon is not in surface 'random-plane'"),
     (["{study}/../empty", "--format", "csv"], "no record can be written as csv"),
     (["{study}/sgd-0", "--format", "xls"], "invalid choice: 'xls'"),
+    (["{study}/sgd-0", "--format", "run", "csv"], "format=run csv: run makes run folders"),
     (["{study}/sgd-0"], "required: --format"),
     (["{study}/sgd-0", "{study}/../other/sgd-0", "--format", "csv"], "2 runs are called sgd-0"),
 ])
@@ -71,3 +76,31 @@ def test_files_are_not_put_among_sources(study, tmp_path, capsys):
     (tmp_path / "__init__.py").touch()
     assert export(study / "sgd-0", "--format", "csv", "--out", tmp_path) == 2
     assert "is a folder of Python sources" in capsys.readouterr().err
+
+
+def test_a_run_in_small_draws_the_same_figures_and_is_not_stale(study, tmp_path):
+    assert export(study / "sgd-0", "--format", "run", "--out", tmp_path / "sgd-0", "--quiet") == 0
+    whole, small = RunStore.open(study / "sgd-0"), RunStore.open(tmp_path / "sgd-0")
+    assert small.config == whole.config and small.provenance == whole.provenance
+    pairs = list(zip(whole.records(), small.records(), strict=True))
+    assert len(pairs) > 3
+    for one, other in pairs:
+        assert staleness(small, other) == ""
+        assert not len(getattr(other, "directions", ())) and not (isinstance(other, Curvature) and len(other.eigenpairs.vectors))
+    assert main(["figures", "curvature_table", str(tmp_path / "sgd-0"), "--out", str(tmp_path), "--quiet"]) == 0
+    assert main(["figures", "curvature_table", str(study / "sgd-0"), "--out", str(tmp_path / "w"), "--quiet"]) == 0
+    pictures = [path / "curvature_table.png" for path in (tmp_path, tmp_path / "w")]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_a_record_that_was_stale_stays_so_and_no_run_is_written_over_itself(tmp_path, capsys):
+    store = RunStore.create(tmp_path / "run", {"opt": "sgd"})
+    record = next(record for record in fake_run("sgd", 0, epochs=(0,), probes=2, steps=4).kept if isinstance(record, Curvature))
+    store.write(Checkpoint(0, {"weight": np.ones(3)}, {}))
+    store.write(replace(record, provenance={"inputs": {"checkpoint": "of other weights"}}))
+    assert export(store.path, "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
+    small = RunStore.open(tmp_path / "small")
+    assert staleness(small, next(small.records("curvature"))) == NO_CHECKPOINT
+    assert export(store.path, "--format", "run", "--out", store.path) == 2
+    assert "holds a run with its weights" in capsys.readouterr().err
+    assert len(next(store.records("curvature")).eigenpairs.vectors)
