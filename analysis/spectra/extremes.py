@@ -127,7 +127,7 @@ class _Space:
     def expand(self, W: Tensor) -> bool:
         """Add directions (q, d) to the space; return False where nothing of them is new."""
         W = W / W.norm(dim=1, keepdim=True)
-        for _ in range(3):      # a residual is nearly orthogonal already; what is left of one that is not new is rounding
+        for _ in range(2):      # twice is enough; what is left of a direction that is not new is rounding
             W = torch.addmm(W, gram(W, self.V).to(W.dtype), self.V, alpha=-1)
             W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W
         if not len(W):
@@ -173,30 +173,46 @@ class _Space:
 def _converge(space: _Space, wanted: _Wanted, limits: Callable[[np.ndarray], np.ndarray], max_matvecs: int) -> None:
     """Expand by residuals of wanted pairs until all are within their limits, stand at rounding, or the budget is spent.
 
-    `limits` maps the wanted values, ascending, to the residuals that they may have.
+    `limits` maps the wanted values, ascending, to the residuals that they may have. One direction serves all pairs of a
+    Krylov space: of each end the outermost open pair is followed, and those outside it are looked at again at the end.
     """
     eps, largest = torch.finfo(space.V.dtype).eps, max(capacity(space.operator), 6 * wanted.k + 40)
+    settled = [0, 0]        # pairs of the lower and of the upper end, from outside, that were within their limits
     while True:
         values = space.solve()
         places = wanted.places(len(values))
-        R, norms = space.residuals(places)
-        open_ = norms > np.maximum(limits(values[places]), 8 * eps * np.abs(values).max())
+        allowed = np.full(len(values), np.inf)
+        allowed[places] = np.maximum(limits(values[places]), 8 * eps * np.abs(values).max())
+        R = _outermost_open(space, wanted, allowed, settled)
         may_go_on = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
-        if not open_.any() or not may_go_on:
+        if R is None or not may_go_on:
             return
-        chosen = _first_open(places, open_, wanted, len(values))
-        if len(space) + len(chosen) > largest:
+        if len(space) + len(R) > largest:
             space.shrink(_Wanted(max(2 * wanted.k + 6, largest // 4), True, True).places(len(values)))
-        if not space.expand(R[torch.as_tensor(chosen)]):
+        if not space.expand(R):
             return
 
 
-def _first_open(places: np.ndarray, open_: np.ndarray, wanted: _Wanted, count: int) -> list[int]:
-    """Choose one open pair at each end, the outermost: one direction serves all pairs of a Krylov space."""
-    rows = np.flatnonzero(open_)
-    below = [row for row in rows if wanted.lower and places[row] < wanted.k]
-    above = [row for row in rows if wanted.upper and places[row] >= count - wanted.k]
-    return sorted({*below[:1], *above[-1:]})
+def _outermost_open(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> Tensor | None:
+    """Return the residual vector of the outermost pair above its limit at each end; None once all were looked at and none is.
+
+    `settled` counts, end by end, the pairs found within their limits: their residuals are not formed at every step.
+    """
+    fresh = settled == [0, 0]       # nothing rests on an earlier look
+    ends = [end for end, asked in enumerate((wanted.lower, wanted.upper)) if asked]
+    open_: dict[int, Tensor] = {}
+    while looked := [end for end in ends if end not in open_ and settled[end] < min(wanted.k, len(allowed))]:
+        places = np.array([(settled[end], len(allowed) - 1 - settled[end])[end] for end in looked])
+        R, norms = space.residuals(places)
+        for end, place, row, norm in zip(looked, places, R, norms):
+            if norm > allowed[place]:
+                open_[end] = row
+            else:
+                settled[end] += 1
+    if open_ or fresh:
+        return torch.stack([open_[end] for end in sorted(open_)]) if open_ else None
+    settled[:] = [0, 0]
+    return _outermost_open(space, wanted, allowed, settled)
 
 
 def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
@@ -231,7 +247,8 @@ def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndar
     def limits(values: np.ndarray) -> np.ndarray:
         below, above = values[0] - found[wanted.k - 1], found[-wanted.k] - values[-1]
         gaps = np.array([below] * wanted.lower + [above] * wanted.upper)
-        return np.where(gaps < 0, np.inf, np.maximum(0.1 * gaps, tol * np.abs(found).max()))
+        room = np.where(gaps < 0, np.inf, np.maximum(0.1 * gaps, tol * np.abs(found).max()))
+        return room if len(room) == len(values) else room.min(keepdims=True)    # a space of one vector has one pair for both
     return limits
 
 
