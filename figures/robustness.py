@@ -35,7 +35,7 @@ def draw_robustness(runs: Comparison, options: Options) -> Figure:
     groups, lanes = measured.chosen_groups(table, options.groups), list(dict.fromkeys(zip(table["axis"], table["setting"])))
     made = panels([""], groups, 0.5 + LANE * len(lanes), first=1.4, each=2.7, share_x="none")
     for group in groups:
-        plot_lanes(made["", group], table[table["group"] == group], lanes, runs.optimizers)
+        plot_variations(made["", group], table[table["group"] == group], lanes, runs.optimizers)
         made["", group].set_xlim(*_view(table["value"][table["group"] == group]))
         made["", group].set_xlabel(r"$\lambda_{\min}$")
     made.name({}, group_names(groups))
@@ -45,7 +45,7 @@ def draw_robustness(runs: Comparison, options: Options) -> Figure:
     return made.figure
 
 
-def plot_lanes(ax: Axes, table: pd.DataFrame, lanes: list[tuple[str, str]], opts: tuple[str, ...]) -> dict:
+def plot_variations(ax: Axes, table: pd.DataFrame, lanes: list[tuple[str, str]], opts: tuple[str, ...]) -> dict:
     """Draw one lane a choice, from the top, the optimizers of a lane one below the other; return {optimizer: points}."""
     artists = {}
     for number, opt in enumerate(opts):

@@ -41,7 +41,7 @@ def test_lanes_hold_every_choice_and_the_reference_is_a_line(runs):
     table = robustness.robustness_table(runs, Options()).query("group == 'tail'")
     lanes = list(dict.fromkeys(zip(table["axis"], table["setting"])))
     ax = style.new_figure(3).subplots()
-    artists = robustness.plot_lanes(ax, table, lanes, runs.optimizers)
+    artists = robustness.plot_variations(ax, table, lanes, runs.optimizers)
     rows = table[table["opt"] == "ssesam"]
     np.testing.assert_array_equal(artists["ssesam"].get_xdata(), rows["value"])
     assert sorted(np.round(artists["ssesam"].get_ydata())) == list(range(len(lanes)))
