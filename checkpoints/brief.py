@@ -1,8 +1,10 @@
 """A run in small, to keep beside a paper or to share: all that was measured, without what is as long as the network.
 
-Weights, eigenvectors and directions are left out; figures, tables and the report are drawn from the rest as from the run.
+Weights, eigenvectors and directions are left out; figures, tables and the report are drawn from the rest as from the run. Of
+absolute paths in the commands that made it the last part is kept: the others speak of a machine, and perhaps of a person.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.atomic import make_folder, write_bytes
+from checkpoints.atomic import make_folder, write_text
 from checkpoints.errors import RecordError
 from checkpoints.layout import KINDS, keys_of, kind_of, relative_path
 from checkpoints.recorder import METRICS
@@ -21,6 +23,8 @@ from checkpoints.staleness import APART, staleness
 from checkpoints.store import RunStore
 
 LONG = ("directions", "vectors")    # fields that are left out
+_FOLDERS = re.compile(r"(?<![\w.~])/(?:[^\s\"'/]+/)+(?=[^\s\"'/])")
+_COMMAND = re.compile(r'("command": ")((?:[^"\\]|\\.)*)')
 
 
 def brief(record: Any) -> Any:
@@ -41,14 +45,22 @@ def export_run(store: RunStore, folder: Path, records: Iterable[Any]) -> list[Pa
     make_folder(folder)
     held = [name for name in (FILE_NAME, METRICS) if (store.path / name).is_file()]
     for name in held:
-        write_bytes(folder / name, (store.path / name).read_bytes())
+        text = (store.path / name).read_text(encoding="utf-8")
+        write_text(folder / name, _COMMAND.sub(lambda found: found[1] + portable(found[2]), text) if name == FILE_NAME else text)
     return [folder / name for name in held] + [_write(store, folder, record) for record in records]
+
+
+def portable(command: str) -> str:
+    """Return a command line in which absolute paths are cut to their last part."""
+    return _FOLDERS.sub("", command)
 
 
 def _write(store: RunStore, folder: Path, record: Any) -> Path:
     path = folder / relative_path(kind_of(record), keys_of(record))
     make_folder(path.parent)
     mark = {} if staleness(store, record) else {APART: True}
+    if "command" in record.provenance:
+        mark["command"] = portable(record.provenance["command"])
     return write_record(path, replace(brief(record), provenance={**record.provenance, **mark}))
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run
 
+from checkpoints.brief import portable
 from checkpoints.records import Checkpoint, Curvature
 from checkpoints.staleness import NO_CHECKPOINT, staleness
 from checkpoints.store import RunStore
@@ -104,3 +105,14 @@ def test_a_record_that_was_stale_stays_so_and_no_run_is_written_over_itself(tmp_
     assert export(store.path, "--format", "run", "--out", store.path) == 2
     assert "holds a run with its weights" in capsys.readouterr().err
     assert len(next(store.records("curvature")).eigenpairs.vectors)
+
+
+@pytest.mark.parametrize("command, said", [
+    ("landscape study mine.toml --data_dir /home/me/data --out /tmp/runs/x", "landscape study mine.toml --data_dir data --out x"),
+    ("landscape spectrum runs/a ../b /c 'k/l' rho=1/2", "landscape spectrum runs/a ../b /c 'k/l' rho=1/2"),
+])
+def test_commands_name_no_folders_of_a_machine(command, said, tmp_path):
+    assert portable(command) == said
+    store = RunStore.create(tmp_path / "run", {"opt": "sgd"}, provenance={"command": command, "notes": ["/a/b"]})
+    assert export(store.path, "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
+    assert RunStore.open(tmp_path / "small").provenance == {"command": said, "notes": ["/a/b"]}
