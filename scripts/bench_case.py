@@ -30,7 +30,7 @@ class Counted:
 
     def __init__(self, operator: Any):
         self.operator, self.size, self.dtype, self.device = operator, operator.size, operator.dtype, operator.device
-        self.products, self.seconds, self.twin = 0, 0.0, None
+        self.products, self.seconds, self.twin, self.setup_seconds = 0, 0.0, None, 0.0
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.matmat(v[None])[0]
@@ -43,7 +43,9 @@ class Counted:
 
     def double(self) -> "Counted":
         """Return the operator in float64, counted by itself."""
-        self.twin = Counted(self.operator.double())
+        seconds, twin = timing.timed(self.operator.double, self.device)
+        self.twin = Counted(twin)
+        self.twin.setup_seconds = seconds
         return self.twin
 
 
@@ -154,7 +156,8 @@ class Case:
         stages[name] = {"seconds": seconds, "products": operator.products - before[0],
                         "product_seconds": operator.seconds - before[1]}
         if operator.twin:       # the verification in float64
-            stages[name] |= {"float64_products": operator.twin.products, "float64_seconds": operator.twin.seconds}
+            stages[name] |= {"float64_products": operator.twin.products, "float64_seconds": operator.twin.seconds,
+                             "float64_setup_seconds": operator.twin.setup_seconds}
         return result
 
     def _model(self):

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from analysis.operators import HessianOperator
-from analysis.operators.convolutions import reroute
+from analysis.operators.convolutions import kernel_gradient, reroute
 
 aten = torch.ops.aten
 
@@ -33,6 +33,37 @@ def test_a_convolution_with_stride_one_is_the_gradient_of_another(kernel, paddin
     assert aten.convolution_backward.default in targets and aten.convolution.default not in targets
     torch.testing.assert_close(graph(x, weight, *([bias] if with_bias else [])), F.conv2d(x, weight, bias, padding=padding),
                                rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (2, 1), "stride": (1, 2)}, {"dilation": (1, 2), "padding": 3},
+                                     {"stride": 3}])
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 4), (1, 3)])
+def test_a_kernels_gradient_is_that_of_autograd(kernel, options):
+    torch.manual_seed(0)
+    x, weight = torch.randn(19, 4, 9, 8).double(), torch.randn(5, 4, *kernel).double().requires_grad_()
+    out = F.conv2d(x, weight, **options)
+    grad = torch.randn_like(out)
+    graph = make_fx(lambda x, w, g: torch.autograd.grad(F.conv2d(x, w, **options), w, g)[0])(x, weight, grad)
+    reroute(graph.graph)
+    graph.recompile()
+    targets = {node.target for node in graph.graph.nodes}
+    assert kernel_gradient in targets and aten.convolution_backward.default not in targets
+    expected, = torch.autograd.grad(out, weight, grad)
+    torch.testing.assert_close(graph(x, weight, grad), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_of_both_gradients_only_the_kernels_goes_by_patches():
+    x, weight = torch.randn(3, 4, 6, 6).double().requires_grad_(), torch.randn(5, 4, 3, 3).double().requires_grad_()
+    bias = torch.randn(5).double().requires_grad_()
+
+    def gradients(*tensors):
+        return torch.autograd.grad(F.conv2d(*tensors, padding=1).pow(3).sum(), tensors)
+    graph = make_fx(gradients)(x, weight, bias)
+    reroute(graph.graph)
+    graph.recompile()
+    masks = [node.args[-1] for node in graph.graph.nodes if node.target is aten.convolution_backward.default]
+    assert [True, False, True] in masks and all(not mask[1] for mask in masks)
+    torch.testing.assert_close(graph(x, weight, bias), gradients(x, weight, bias), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 3}])

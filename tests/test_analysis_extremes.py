@@ -6,8 +6,9 @@ from matrices import SPECTRA, matrix, seeded
 
 from analysis.operators import Deflated, MatrixOperator
 from analysis.operators.algebra import Operator
-from analysis.spectra.extremes import extreme_eigenpairs, missed_below
+from analysis.spectra.extremes import extreme_eigenpairs
 from analysis.spectra.lanczos import krylov
+from analysis.spectra.missed import missed_below
 from landscape.errors import InputError
 
 
@@ -93,6 +94,7 @@ def test_negative_curvature_of_pure_rounding_is_not_verified():
     pairs = extreme_eigenpairs(Rounded(operator.matrix), 1, generator=seeded())
     assert pairs.values[0] < 0 and not pairs.verified[0]
     assert pairs.rounding[0] == pytest.approx(0.2, rel=1e-3)
+    assert pairs.residuals[0] == pytest.approx(0.2, rel=1e-3) and not pairs.converged[0]      # of the matrix, not of its rounding
 
 
 def test_the_bound_on_missed_eigenvalues_is_the_published_one():

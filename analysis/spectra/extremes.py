@@ -5,10 +5,7 @@ not converged, with thick restarts (Wu and Simon 2000; with several probes, its 
 find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to what was found
 are tried, and each followed until its pair settles inside the wanted ones, until one brings nothing beyond them.
 
-A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed. The probability of that
-is bounded by Kuczynski and Wozniakowski (1992): for m Lanczos steps from a uniform unit vector in d dimensions,
-
-    P(lambda_min(T) - lambda_min > eps (lambda_max - lambda_min)) <= 1.648 sqrt(d) exp(-(2m - 1) sqrt(eps)).
+A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed: `analysis.spectra.missed`.
 """
 
 from collections.abc import Callable
@@ -16,16 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from analysis.operators import Deflated, LinearOperator
-from analysis.spectra.lanczos import BREAKDOWN, Krylov, Ritz, capacity, dots, finite, gram, krylov, random_unit
-from checkpoints.records import EigenPairs, Estimate
+from analysis.spectra.lanczos import Krylov, Ritz, capacity, dots, finite, gram, krylov, random_unit
+from analysis.spectra.missed import missed_below
+from checkpoints.records import EigenPairs
 from landscape.errors import InputError
 
 ENDS = {"lower": (True, False), "upper": (False, True), "both": (True, True)}
-LEVEL = 0.95        # of the bound on what was missed
 
 
 def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = "both", tol: float = 1e-5,
@@ -36,7 +32,7 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
     tol          a pair has converged when ||Hv - value v|| <= tol |value|; below the product's rounding, 1e-6 |lambda_max| for
                  float32, no pair can
     max_matvecs  products that may be spent beyond those of a given Krylov space; pairs are then returned as they are
-    verify       multiply each pair once more in float64
+    verify       multiply each pair once more in float64; else in the operator's own dtype
     """
     if which not in ENDS:
         raise InputError(f"which={which!r} is unknown: expected one of {', '.join(ENDS)}")
@@ -53,8 +49,7 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
     _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)
     if k > min(len(source.alphas), source.num_ritz):        # not every wanted pair had a start vector of its own
         _confirm(space, wanted, tol, max_matvecs, generator)
-    X, HX, values = space.exact(wanted)
-    return _report(X, HX, values, operator, source, space.num_matvecs + source.num_matvecs, tol, verify)
+    return _report(space, wanted, source, tol, verify)
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class _Space:
             W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W
         if not len(W):
             return False
-        self._append(W, self._apply(W))
+        self._append(W, self.apply(W))
         return True
 
     def shrink(self, places: np.ndarray) -> None:
@@ -142,11 +137,11 @@ class _Space:
         self._V[:len(V)], self._HV[:len(V)] = V, HV
         self.T = gram(V, HV)
 
-    def exact(self, wanted: _Wanted) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the wanted Ritz vectors, their products computed anew, and their Rayleigh quotients, ascending."""
-        X = self.vectors(wanted.places(len(self.solve())))
-        X = X / dots(X, X).sqrt()[:, None].to(X.dtype)
-        HX = self._apply(X)
+    def pairs(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return some Ritz vectors, of unit norm, their products as the space knows them, and their Rayleigh quotients."""
+        X, HX = (self.S[torch.as_tensor(places)] @ rows for rows in (self.V, self.HV))
+        norms = dots(X, X).sqrt()[:, None].to(X.dtype)
+        X, HX = X / norms, HX / norms
         values = dots(X, HX)
         order = torch.argsort(values)
         return X[order], HX[order], values[order]
@@ -163,7 +158,7 @@ class _Space:
         T[:old, old:] = T[old:, :old].T
         self.T = T
 
-    def _apply(self, W: Tensor) -> Tensor:
+    def apply(self, W: Tensor) -> Tensor:
         self.num_matvecs += len(W)
         if self.progress:
             self.progress(len(W))
@@ -198,21 +193,25 @@ def _outermost_open(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled
 
     `settled` counts, end by end, the pairs found within their limits: their residuals are not formed at every step.
     """
-    fresh = settled == [0, 0]       # nothing rests on an earlier look
+    for _ in range(2):
+        if open_ := _look_inwards(space, wanted, allowed, settled):
+            return torch.stack(open_)
+        settled[:] = [0, 0]     # they may have moved since: all are looked at once more
+    return None
+
+
+def _look_inwards(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> list[Tensor]:
+    """Go from the settled pairs of both ends inwards until one is open, or none is left."""
     ends = [end for end, asked in enumerate((wanted.lower, wanted.upper)) if asked]
     open_: dict[int, Tensor] = {}
     while looked := [end for end in ends if end not in open_ and settled[end] < min(wanted.k, len(allowed))]:
         places = np.array([(settled[end], len(allowed) - 1 - settled[end])[end] for end in looked])
-        R, norms = space.residuals(places)
-        for end, place, row, norm in zip(looked, places, R, norms):
+        for end, place, row, norm in zip(looked, places, *space.residuals(places)):     # both ends from one pass over the basis
             if norm > allowed[place]:
                 open_[end] = row
             else:
                 settled[end] += 1
-    if open_ or fresh:
-        return torch.stack([open_[end] for end in sorted(open_)]) if open_ else None
-    settled[:] = [0, 0]
-    return _outermost_open(space, wanted, allowed, settled)
+    return list(open_.values())
 
 
 def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
@@ -252,57 +251,36 @@ def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndar
     return limits
 
 
-def _report(X: Tensor, HX: Tensor, values: Tensor, operator: LinearOperator, source: Krylov, num_matvecs: int, tol: float,
-            verify: bool) -> EigenPairs:
-    R = HX - values[:, None].to(X.dtype) * X
-    residuals = dots(R, R).sqrt().cpu().numpy()
-    values64, rounding, verified = _second_opinion(X, HX, operator) if verify else _no_opinion(len(X))
-    values = values.cpu().numpy()
-    return EigenPairs(values, residuals, residuals <= tol * np.abs(values), values64, rounding, verified,
-                      X.cpu().numpy(), tol, num_matvecs + (len(X) if verify else 0), missed_below(source, float(values[0])))
+def _report(space: _Space, wanted: _Wanted, source: Krylov, tol: float, verify: bool) -> EigenPairs:
+    """Multiply every wanted pair anew, in float64 where that is asked for and possible: its residual is of that product."""
+    X, known, values = space.pairs(wanted.places(len(space.solve())))
+    wide = _widely(X, space) if verify else None
+    R = (space.apply(X) if wide is None else wide) - values[:, None].to(X.dtype if wide is None else wide.dtype) * X
+    residuals, values = dots(R, R).sqrt().cpu().numpy(), values.cpu().numpy()
+    return EigenPairs(values, residuals, residuals <= tol * np.abs(values), *_second_opinion(X, known, wide), X.cpu().numpy(),
+                      tol, space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])))
 
 
-def _second_opinion(X: Tensor, HX: Tensor, operator: LinearOperator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Multiply once more in float64: values, the rounding of the product, and whether the sign of each value is certain."""
+def _widely(X: Tensor, space: _Space) -> Tensor | None:
+    """Return the products in float64; None for a network that computes a part in float32 whatever it is given."""
     try:
-        X64, wide = X.double(), operator.double()
-    except InputError:      # a network that computes a part in float32 whatever it is given: nothing is verified
-        return _no_opinion(len(X))
+        wide = space.operator.double()
+    except InputError:
+        return None
+    space.num_matvecs += len(X)
+    return wide.matmat(X.double())
+
+
+def _second_opinion(X: Tensor, known: Tensor, wide: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return values in float64, the rounding of the products known so far, and whether the sign of each value is certain."""
+    if wide is None:
+        return np.full(len(X), np.nan), np.full(len(X), np.nan), np.zeros(len(X), bool)
+    X64, difference = X.double(), wide - known.double()
     norms = dots(X64, X64)
-    difference = wide.matmat(X64) - HX.double()
-    values = (dots(X64, HX.double()) + dots(X64, difference)) / norms
+    values = dots(X64, wide) / norms
     rounding = 1e3 * torch.finfo(torch.float64).eps * values.abs().max()    # of the float64 product itself
     certain = values.abs() > torch.maximum(10 * dots(X64, difference).abs() / norms, rounding)
     return values.cpu().numpy(), difference.norm(dim=1).cpu().numpy(), certain.cpu().numpy()
-
-
-def _no_opinion(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, bool)
-
-
-def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estimate:
-    """Return how far below the smallest value found an eigenvalue may still lie, missed with probability 1 - level at most.
-
-    The probes are independent, so that all miss with the product of their probabilities. The unknown spread lambda_max -
-    lambda_min enters through the same bound at both ends: found spread / (1 - 2 eps), half the probability for each.
-    -inf where the steps bound nothing. Rounding of the product is added.
-
-    Where all probes have broken down, Q A = T Q + E with ||E|| below what counts as breakdown, so that an eigenvector u of
-    an eigenvalue at distance delta from those of T has |u' q_1| delta <= ||E||; (u' q_1)^2 is chi-squared_1 / d.
-    """
-    probes, steps = source.alphas.shape
-    quotients = dots(source.ritz.vectors, source.ritz.products) / dots(source.ritz.vectors, source.ritz.vectors)
-    smallest = min(smallest, float(quotients.min()))
-    scale = max(float(quotients.abs().max()), np.nanmax(np.abs(source.alphas)), np.nanmax(source.betas))
-    rounding = BREAKDOWN * torch.finfo(source.operator.dtype).eps * scale
-    each = ((1 - level) / 2) ** (1 / probes)
-    eps = (np.log(1.648 * np.sqrt(source.operator.size) / each) / (2 * steps - 1)) ** 2
-    if steps == source.operator.size:       # nothing is left to explore
-        eps = 0.0
-    elif (source.betas[:, -1] == 0).all():
-        eps, rounding = 0.0, rounding * np.sqrt(source.operator.size / chi2.ppf((1 - level) ** (1 / probes), 1))
-    drop = eps * (float(quotients.max()) - smallest) / (1 - 2 * eps) if eps < 0.5 else np.inf
-    return Estimate(smallest, float(smallest - drop - rounding), smallest, level, "probes")
 
 
 def _orthonormalizer(G: Tensor, cutoff: float) -> Tensor:
