@@ -116,7 +116,7 @@ class Case:
         multiply = peer.own if args.pyhessian_products == "own" else operator.matvec
         stages = peer.run(multiply, top_n=args.num_pairs, steps=args.num_matvecs, minutes=args.minutes, seed=args.seed)
         peer.close()
-        return {"products_of": args.pyhessian_products, "setup_seconds": setup, "stages": stages,
+        return {"products_of": args.pyhessian_products, "beside": self.choice["engine"], "setup_seconds": setup, "stages": stages,
                 "product_gap": gap, "gradient_seconds": rounds.reference, "product_seconds": rounds.seconds,
                 "product_ratio": {name: timing.spread(rounds.ratios(name)) for name in rounds.seconds},
                 "peer_over_ours": timing.spread(rounds.compare("pyhessian", "ours"))}

@@ -107,6 +107,9 @@ def summarize(entry: dict, tol: float, trace_error: float) -> dict[str, Any]:
     if ours:
         found["ours"] = _own_times(ours) | (_errors(ours["values"], ours["trace"], exact) if exact else {})
     if ours and peer:
+        if peer["beside"] != ours["choice"]["engine"]:
+            raise InputError(f"PyHessian's product was timed beside {peer['beside']}, and ours is {ours['choice']['engine']}: run "
+                             "both --parts anew with one --engine")
         density = ours["stages"]["density"]     # of single vectors where there is one probe, as in the rounds
         each = peer["peer_over_ours"]["median"] * density["product_seconds"] / density["products"]
         found["pyhessian"] = _own_rules(peer, each, exact)
@@ -225,7 +228,8 @@ def _report(group: str, document: dict[str, Any], entry: dict[str, Any]) -> str:
     found = entry["summary"]
     names = {"ours": "ours", "alike": "ours, what PyHessian gives",
              "pyhessian": "PyHessian, its own rules", "equal": "PyHessian, errors as ours"}
-    head = ("", "seconds", "without set-up", "times ours", "products", "s each", "other s", "upper error", "lower error", "trace error", "how")
+    head = ("", "seconds", "without set-up", "times ours", "products", "s each", "other s", "upper error", "lower error",
+            "trace error", "how")
     lines = [f"{group}: {entry['inputs']['images']} images, epoch {document['epoch']}, {document['arch']}, "
              f"{document['parameters']} parameters; errors are relative to the float64 reference",
              timing.table(head, [_row(label, found[name]) for name, label in names.items() if name in found])]
