@@ -62,13 +62,13 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class EigenPairs:
-    """Extreme eigenpairs, ascending, each with a recomputed residual and a float64 second opinion."""
+    """Extreme eigenpairs, ascending, each with its residual, formed from products, and a float64 second opinion."""
 
     values: np.ndarray = array("pair", units=LAMBDA)            # (p,) Rayleigh quotients in the product's dtype
-    residuals: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||Hv - value v||, Hv anew (in float64 if asked for): some eigenvalue is this near
+    residuals: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||Hv - value v||: some eigenvalue is this near
     converged: np.ndarray = array("pair")                       # (p,) bool: residual <= tol |value|
     values64: np.ndarray = array("pair", units=LAMBDA)          # (p,) v' H v with H applied in float64; NaN if not asked for
-    rounding: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||H64 v - Hv||, Hv as first known; about 0 for float64 products; NaN: not asked
+    rounding: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||(H64 - H) v||; about 0 for float64 products; NaN: not asked
     verified: np.ndarray = array("pair")                        # (p,) bool: the sign of value survives ten times |v'(H64 - H32)v|
     vectors: np.ndarray = array("pair", "parameter")            # (p, d) unit norm; (0, d) where they were not kept
     tol: float

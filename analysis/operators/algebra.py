@@ -119,13 +119,14 @@ class Deflated(Like):
     X: Tensor
 
     def matmat(self, V: Tensor) -> Tensor:
-        return self._project(self.operator.matmat(self._project(V)))
+        return self.project(self.operator.matmat(self.project(V)))
 
     def double(self) -> "Deflated":
         """Return the operator in float64."""
         return Deflated(self.operator.double(), self.X.double())
 
-    def _project(self, V: Tensor) -> Tensor:
+    def project(self, V: Tensor) -> Tensor:
+        """Return P applied to each row, (k, d) -> (k, d)."""
         return V - (V @ self.X.T) @ self.X
 
 

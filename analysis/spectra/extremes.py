@@ -2,8 +2,8 @@
 
 Rayleigh-Ritz over the joint space of all Lanczos probes, then expansion by the residuals of the pairs that are wanted and
 not converged, with thick restarts (Wu and Simon 2000; with several probes, its block form). Several independent probes
-find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to what was found
-are tried, and each followed until its pair settles inside the wanted ones, until one brings nothing beyond them.
+find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to the whole space are
+tried, and each followed until its pair settles inside the wanted ones, until one brings nothing beyond them.
 
 A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed: `analysis.spectra.missed`.
 """
@@ -21,6 +21,7 @@ from analysis.spectra.missed import missed_below
 from checkpoints.records import EigenPairs
 from landscape.errors import InputError
 
+GAP = 0.1           # share of a fresh pair's distance from those found that its residual may be, to stand for none beyond them
 ENDS = {"lower": (True, False), "upper": (False, True), "both": (True, True)}
 
 
@@ -215,17 +216,22 @@ def _look_inwards(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: 
 
 
 def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
-    """Look for pairs that the start vectors missed, in the complement of those found, until nothing new turns up."""
+    """Look for pairs that the start vectors missed, from fresh ones in the complement of the space, until nothing new turns up.
+
+    An eigenvector that no start vector had a part in is orthogonal to the whole space. There the ends that the space has found
+    are missing, so that what is left is narrow, and few products tell where it ends.
+    """
     one = replace(wanted, k=1)
-    while space.num_matvecs < max_matvecs:
+    while True:
         values = space.solve()
         places = wanted.places(len(values))
-        found, before = space.vectors(places), values[places]
-        rest, left = Deflated(space.operator, found), max_matvecs - space.num_matvecs
-        steps = min(max(10, wanted.k), space.operator.size - len(found), left)
+        before, left = values[places], max_matvecs - space.num_matvecs - wanted.count - 2   # the last ones multiply what is found
+        steps = min(max(10, wanted.k), space.operator.size - len(space), left)
         if steps < 1:
             return
-        fresh = krylov(rest, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=1, progress=space.progress)
+        rest = Deflated(space.operator, space.V)
+        fresh = krylov(rest, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=1, progress=space.progress,
+                       start=rest.project(random_unit(1, rest, generator)))
         other = _Space.of(fresh.ritz, rest, space.progress)
         _converge(other, one, _inside(wanted, before, tol), left - steps)
         space.num_matvecs += steps + other.num_matvecs
@@ -233,9 +239,15 @@ def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, gener
         _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)
         after = space.solve()
         after = after[wanted.places(len(after))]
-        slack = max(tol, 1e2 * torch.finfo(space.V.dtype).eps) * np.abs(after).max()
-        if len(after) == len(before) and np.abs(after - before).max() <= slack:
+        if len(after) == len(before) and (np.abs(after - before) <= _slack(wanted, after, tol, space.V.dtype)).all():
             return
+
+
+def _slack(wanted: _Wanted, found: np.ndarray, tol: float, dtype: torch.dtype) -> np.ndarray:
+    """Return how far each value may move and be the same: by tol of the largest at its own end, or by rounding of them all."""
+    ends = np.array_split(np.abs(found), wanted.lower + wanted.upper)
+    return np.maximum(np.concatenate([np.full(len(end), tol * end.max()) for end in ends]),
+                      1e2 * torch.finfo(dtype).eps * np.abs(found).max())
 
 
 def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -243,22 +255,25 @@ def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndar
 
     It then stands for an eigenvalue that is not beyond them. One that already is beyond has no limit.
     """
+    lower, upper = found[:wanted.k], found[-wanted.k:]
+
     def limits(values: np.ndarray) -> np.ndarray:
-        below, above = values[0] - found[wanted.k - 1], found[-wanted.k] - values[-1]
-        gaps = np.array([below] * wanted.lower + [above] * wanted.upper)
-        room = np.where(gaps < 0, np.inf, np.maximum(0.1 * gaps, tol * np.abs(found).max()))
+        gaps = [values[0] - lower[-1]] * wanted.lower + [upper[0] - values[-1]] * wanted.upper
+        least = [tol * np.abs(lower).max()] * wanted.lower + [tol * np.abs(upper).max()] * wanted.upper
+        room = np.where(np.array(gaps) < 0, np.inf, np.maximum(GAP * np.array(gaps), least))
         return room if len(room) == len(values) else room.min(keepdims=True)    # a space of one vector has one pair for both
     return limits
 
 
 def _report(space: _Space, wanted: _Wanted, source: Krylov, tol: float, verify: bool) -> EigenPairs:
-    """Multiply every wanted pair anew, in float64 where that is asked for and possible: its residual is of that product."""
-    X, known, values = space.pairs(wanted.places(len(space.solve())))
+    """Multiply every wanted pair once more: in float64 where that is asked for and possible, else as before."""
+    X, HX, values = space.pairs(wanted.places(len(space.solve())))
     wide = _widely(X, space) if verify else None
-    R = (space.apply(X) if wide is None else wide) - values[:, None].to(X.dtype if wide is None else wide.dtype) * X
+    opinion = _second_opinion(X, HX, wide)
+    R = (space.apply(X) if wide is None else HX) - values[:, None].to(X.dtype) * X
     residuals, values = dots(R, R).sqrt().cpu().numpy(), values.cpu().numpy()
-    return EigenPairs(values, residuals, residuals <= tol * np.abs(values), *_second_opinion(X, known, wide), X.cpu().numpy(),
-                      tol, space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])))
+    return EigenPairs(values, residuals, residuals <= tol * np.abs(values), *opinion, X.cpu().numpy(), tol,
+                      space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])))
 
 
 def _widely(X: Tensor, space: _Space) -> Tensor | None:
@@ -271,11 +286,11 @@ def _widely(X: Tensor, space: _Space) -> Tensor | None:
     return wide.matmat(X.double())
 
 
-def _second_opinion(X: Tensor, known: Tensor, wide: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values in float64, the rounding of the products known so far, and whether the sign of each value is certain."""
+def _second_opinion(X: Tensor, HX: Tensor, wide: Tensor | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return values in float64, the distance of the products so far from those, and whether the sign of each value is certain."""
     if wide is None:
         return np.full(len(X), np.nan), np.full(len(X), np.nan), np.zeros(len(X), bool)
-    X64, difference = X.double(), wide - known.double()
+    X64, difference = X.double(), wide - HX.double()
     norms = dots(X64, X64)
     values = dots(X64, wide) / norms
     rounding = 1e3 * torch.finfo(torch.float64).eps * values.abs().max()    # of the float64 product itself

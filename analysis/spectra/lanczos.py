@@ -52,19 +52,20 @@ class Krylov:
 
 
 def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator,
-           num_ritz: int = 8, progress: Callable[[int], None] | None = None) -> Krylov:
+           num_ritz: int = 8, progress: Callable[[int], None] | None = None, start: Tensor | None = None) -> Krylov:
     """Run `num_matvecs` Lanczos steps from each of `num_probes` random unit vectors, uniform on the sphere.
 
     num_matvecs   m, 1 <= m <= size
     num_ritz      Ritz vectors kept at each end of each probe at least, where m // 2 are as many; more where there is room
     generator     on the CPU, so that all devices start from the same vectors
     progress      called with the number of products after each step
+    start         (num_probes, d) in place of random vectors, of any length but 0: what is found is then no sample of the spectrum
     """
     if not 1 <= num_matvecs <= operator.size:
         raise InputError(f"num_matvecs={num_matvecs} is out of range: expected 1 <= num_matvecs <= size={operator.size}")
     if num_probes < 1:
         raise InputError(f"num_probes={num_probes} is out of range: expected at least 1")
-    start = random_unit(num_probes, operator, generator)
+    start = random_unit(num_probes, operator, generator) if start is None else start / start.norm(dim=1, keepdim=True)
     state = _State.start(start.to(home(operator, num_probes * (num_matvecs + 1))), num_matvecs)
     while state.step < num_matvecs and state.running().any():
         state.advance(operator)
