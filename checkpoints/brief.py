@@ -24,6 +24,7 @@ from checkpoints.store import RunStore
 
 LONG = ("directions", "vectors")    # fields that are left out
 _FOLDERS = re.compile(r"(?<![\w.~])/(?:[^\s\"'/]+/)+(?=[^\s\"'/])")
+_QUOTED = re.compile(r"""(?<=['"])/(?:[^'"/]+/)+(?=[^'"/])""")       # these may hold spaces
 _COMMAND = re.compile(r'("command": ")((?:[^"\\]|\\.)*)')
 
 
@@ -40,8 +41,7 @@ def export_run(store: RunStore, folder: Path, records: Iterable[Any]) -> list[Pa
     Records that are up to date say that they are kept apart from their weights. RecordError where the folder holds a run with
     weights, as this one itself: its eigenvectors would be lost.
     """
-    if any((folder / KINDS["checkpoint"].folder).glob("*.h5")):
-        raise RecordError(f"{folder} holds a run with its weights, whose records would be written over: choose another folder")
+    _refuse_taken(store, folder)
     make_folder(folder)
     held = [name for name in (FILE_NAME, METRICS) if (store.path / name).is_file()]
     for name in held:
@@ -50,9 +50,16 @@ def export_run(store: RunStore, folder: Path, records: Iterable[Any]) -> list[Pa
     return [folder / name for name in held] + [_write(store, folder, record) for record in records]
 
 
+def _refuse_taken(store: RunStore, folder: Path) -> None:
+    if any((folder / KINDS["checkpoint"].folder).glob("*.h5")) or folder.resolve() == store.path.resolve():
+        raise RecordError(f"{folder} holds a run with its weights, whose records would be written over: choose another folder")
+    if (folder / FILE_NAME).is_file() and RunStore.open(folder).config != store.config:
+        raise RecordError(f"{folder} holds a run of other settings, with whose records these would mix: choose another folder")
+
+
 def portable(command: str) -> str:
     """Return a command line in which absolute paths are cut to their last part."""
-    return _FOLDERS.sub("", command)
+    return _FOLDERS.sub("", _QUOTED.sub("", command))
 
 
 def _write(store: RunStore, folder: Path, record: Any) -> Path:

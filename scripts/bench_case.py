@@ -88,7 +88,7 @@ class Case:
         trace = self._stage(stages, "trace", lambda: measure_trace(
             operator, rel_error=args.trace_error, generator=generator, deflate=pairs, max_matvecs=operator.size))
         seconds = time.perf_counter() - started
-        self.pairs = pairs if which == "both" else None
+        self.pairs = pairs if which == "both" else self.pairs
         nodes, weights = tridiagonal_rule(space.alphas, space.betas)
         return {"seconds": seconds, "stages": stages, "choice": self.choice, "peak_bytes": memory.peak(),
                 "kept_bytes": operator.operator.held_bytes, "end": which, "values": pairs.values, "values64": pairs.values64,
@@ -139,6 +139,7 @@ class Case:
                 "plain_trace_variance": plain.var(ddof=1)}
 
     def _set_up(self, stages: dict) -> Counted:
+        timing.fresh_compiler_cache()
         compiling = timing.compile_seconds()
         expected = self.args.num_matvecs * self.args.num_probes + self.args.further_matvecs
         seconds, operator = timing.timed(lambda: HessianOperator(
@@ -169,8 +170,8 @@ class Case:
 
 
 def largest_end(nodes: np.ndarray, count: int) -> str:
-    """Return the end of the spectrum at which the `count` nodes of largest magnitude lie: lower, upper or both."""
-    signs = set(np.sign(sorted(nodes.flatten(), key=abs)[-count:]))
+    """Return the end of the spectrum at which the `count` nodes (R, m) of largest magnitude of one probe lie, or both."""
+    signs = set(np.sign(sorted(nodes[0][np.isfinite(nodes[0])], key=abs)[-count:]))
     return "both" if len(signs) > 1 else "upper" if signs == {1.0} else "lower"
 
 

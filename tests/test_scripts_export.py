@@ -7,7 +7,7 @@ from fabricated_runs import fake_run
 
 from checkpoints.brief import portable
 from checkpoints.records import Checkpoint, Curvature
-from checkpoints.staleness import NO_CHECKPOINT, staleness
+from checkpoints.staleness import NO_CHECKPOINT, checkpoint_hash, staleness
 from checkpoints.store import RunStore
 from scripts.cli import main
 
@@ -22,6 +22,13 @@ def study(tmp_path_factory):
             store.write(record)
     RunStore.create(folder.parent / "empty", {"opt": "sgd"})
     return folder
+
+
+def fake_store(path, opt):
+    """A run folder with one curvature record of epoch 0."""
+    store = RunStore.create(path, {"opt": opt})
+    store.write(next(record for record in fake_run(opt, 0, epochs=(0,), probes=2, steps=4).kept if isinstance(record, Curvature)))
+    return store
 
 
 def export(*words):
@@ -107,8 +114,30 @@ def test_a_record_that_was_stale_stays_so_and_no_run_is_written_over_itself(tmp_
     assert len(next(store.records("curvature")).eigenpairs.vectors)
 
 
+def test_a_small_run_is_neither_written_over_itself_nor_mixed_with_another(tmp_path, capsys):
+    store = fake_store(tmp_path / "run", "sgd")
+    assert export(store.path, "--format", "run", "--out", store.path.parent / "run") == 2
+    assert export(store.path, "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
+    assert export(store.path, "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
+    assert export(fake_store(tmp_path / "other", "sam").path, "--format", "run", "--out", tmp_path / "small") == 2
+    assert "a run of other settings" in capsys.readouterr().err
+
+
+def test_a_record_is_up_to_date_without_its_weights_only_where_it_was_exported_so(tmp_path):
+    store = fake_store(tmp_path / "run", "sgd")
+    store.write(Checkpoint(0, {"weight": np.ones(3)}, {}))
+    record = next(store.records("curvature"))
+    store.write(replace(record, provenance={"inputs": {"checkpoint": checkpoint_hash(store, 0)}}))
+    assert export(store.path, "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
+    small = RunStore.open(tmp_path / "small")
+    kept = next(small.records("curvature"))
+    assert staleness(small, kept) == ""
+    assert staleness(small, replace(kept, provenance={"inputs": kept.provenance["inputs"]})) == NO_CHECKPOINT
+
+
 @pytest.mark.parametrize("command, said", [
     ("landscape study mine.toml --data_dir /home/me/data --out /tmp/runs/x", "landscape study mine.toml --data_dir data --out x"),
+    ("landscape study '/home/A Person/mine.toml' --out='/tmp/my runs/x y' /etc/z", "landscape study 'mine.toml' --out='x y' z"),
     ("landscape spectrum runs/a ../b /c 'k/l' rho=1/2", "landscape spectrum runs/a ../b /c 'k/l' rho=1/2"),
 ])
 def test_commands_name_no_folders_of_a_machine(command, said, tmp_path):
