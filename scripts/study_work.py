@@ -69,9 +69,13 @@ class Work:
     def training(self) -> Part:
         """Steps: forwards and backwards of the optimizer over a batch."""
         from landscape.data.batches import batch_sizes
+        from landscape.data.views import NUM_VIEWS
+        from landscape.losses import needs_views
         config = self.run.config
         steps = config.epochs * len(batch_sizes(self.num_images, config.batch_size))
-        return Part(self.report, steps, _weight(passes_of_a_step(config) * min(config.batch_size, self.num_images)))
+        steps = steps if config.max_steps is None else min(steps, config.max_steps)
+        images = min(config.batch_size, self.num_images) * (NUM_VIEWS if needs_views(config.loss) else 1)
+        return Part(self.report, steps, _weight(passes_of_a_step(config) * images))
 
     def spectrum(self) -> Part:
         """Products: of a group, whose size is taken to be an equal share, or the asked one."""
@@ -91,8 +95,10 @@ class Work:
 def passes_of_a_step(config) -> float:
     """Return forward passes over a batch that take as long as one training step, the mean over an optimizer's stages."""
     from landscape.family import method
-    asked, rows = config.as_dict() | config.opt_options, method(config.opt).passes
-    rows = [row for row in rows if all(asked.get(key) == value for key, value in row.options.items())] or rows
+    from landscape.optimizers.building import hyperparameters
+    asked, rows = hyperparameters(config.opt) | config.as_dict() | config.opt_options, method(config.opt).passes
+    fitting = [row for row in rows if all(asked.get(key) == value for key, value in row.options.items())]
+    rows = [row for row in fitting if row.options] or fitting or rows       # what has options is nearer than what has none
     counts = [row.of(CLASSES) for row in rows]
     return sum(forwards + BACKWARD * backwards for forwards, backwards in counts) / len(counts)
 

@@ -64,13 +64,6 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, a
     from analysis.subject import Subject
     from landscape.training import training_data
 
-    def counted(part: Part) -> Callable[[int], None]:
-        def count(steps: int = 1) -> None:
-            part.work(steps)
-            if asked():
-                raise Stopped
-        return count
-
     data = training_data(run.config, data_dir, progress=False)
     config = run.config.resolved(data)
     work = Work(run, len(data.train), report)
@@ -79,13 +72,16 @@ def perform_run(run: Run, folder: Path, data_dir: Path | None, report: Report, a
     for epoch in run.spectrum_epochs:
         for group in run.groups:
             with work.spectrum() as part:
-                compute_curvature(subject, epoch, group, run.spectrum, progress=counted(part))
+                count = _Counter(part, asked)
+                compute_curvature(subject, epoch, group, run.spectrum, progress=count.update, recalled=count.recalled)
     for name, epoch, settings in run.surfaces:
         with work.surface(settings) as part:
-            compute_surface(subject, epoch, settings, name=name, progress=_Counter(counted(part)))
+            compute_surface(subject, epoch, settings, name=name, progress=_Counter(part, asked))
     for name, epoch in run.measures:
-        with work.measure():
-            measured(name, Case(store, lambda: subject, epoch if MEASURES[name].at_checkpoint else None, run.measure))
+        with work.measure() as part:
+            case = Case(store, lambda: subject, epoch if MEASURES[name].at_checkpoint else None, run.measure)
+            if measured(name, case)[1]:
+                part.work()
         if asked():
             raise Stopped
 
@@ -138,10 +134,22 @@ def single_threaded_children() -> Iterator[None]:
 
 
 class _Counter:
-    """What a surface counts on: anything with update()."""
+    """Counts the products or points of a part, and ends the run where that is asked."""
 
-    def __init__(self, count: Callable[[int], None]):
-        self.update = count
+    def __init__(self, part: Part, asked: Callable[[], bool]):
+        self._part, self._asked, self._recalled = part, asked, 0
+
+    def recalled(self, pieces: int) -> None:
+        """Take so many of the next pieces for those of an earlier process: they took no work."""
+        self._recalled += pieces
+
+    def update(self, pieces: int = 1) -> None:
+        old = min(self._recalled, pieces)
+        self._recalled -= old
+        self._part.skip(old)
+        self._part.work(pieces - old)
+        if self._asked():
+            raise Stopped
 
 
 def _watch(futures: list[Future], queue, report: Report, asked: Callable[[], bool]) -> None:

@@ -132,3 +132,19 @@ def test_a_network_of_ones_own_is_served_by_what_its_last_linear_layer_is_given(
 def test_bad_options_and_networks_are_one_line(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_a_network_whose_classifier_is_not_declared_last_is_refused():
+    class Turned(nn.Module):
+        """Layers of equal widths, so that nothing else would tell."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.body = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(torch.tanh(self.body(x)))
+
+    model = add_contrastive_heads(Turned(), hidden=8, dim=3)
+    with pytest.raises(InputError, match="declare its classifier last"):
+        ContrastiveForward(model)(torch.randn(6, 4))

@@ -16,12 +16,13 @@ from checkpoints.errors import RecordError
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.errors import InputError
-from landscape.family import FAMILY
+from landscape.family import FAMILY, method
 from landscape.losses import LOSSES
 from scripts.cli import main
 from scripts.study_plan import Study
 from scripts.study_presets import DIGITS
 from scripts.study_work import Part, Work, passes_of_a_step
+from scripts.study_worker import _Counter
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -367,6 +368,35 @@ def test_the_parts_of_a_study_are_weighed_by_what_they_take():
     assert products.units == runs["sgd"].spectrum.products * 6 * 5      # a product: two gradients over half of 640 images
     assert work.units == steps.units + 2 * products.units + points.units
     assert Work(runs["sam"], 640).units - work.units == steps.units
+
+
+@pytest.mark.parametrize("train, passes, images", [
+    ({"opt": "ccsam"}, [p for p in method("ccsam").passes if p.stage == "classifier"], 64),       # its default
+    ({"opt": "lpfsgd", "opt_options": {"lpf_draws": 8}}, [p for p in method("lpfsgd").passes if p.stage == "eight draws"], 64),
+    ({"opt": "lpfsgd"}, [p for p in method("lpfsgd").passes if p.stage == "one draw"], 64),
+    ({"opt": "sgd", "loss": "BCL"}, method("sgd").passes, 3 * 64),                              # views of every image
+])
+def test_a_steps_weight_is_that_of_the_options_it_has_and_of_all_images(train, passes, images):
+    document = {"name": "one", "train": {"dataset": "digits", "epochs": 2} | train, "methods": {"one": {}}}
+    run = Study.from_dict(document).runs()[0]
+    forwards, backwards = passes[0].of(10)
+    assert passes_of_a_step(run.config) == forwards + 2 * backwards
+    assert Work(run, 640).training().weight == (forwards + 2 * backwards) * images // 64
+
+
+def test_no_more_steps_are_weighed_than_are_taken():
+    document = {"name": "short", "train": {"dataset": "digits", "epochs": 9, "max_steps": 5}, "methods": {"sgd": {"opt": "sgd"}}}
+    assert Work(Study.from_dict(document).runs()[0], 640).training().units == 5 * 3
+
+
+def test_recalled_products_took_no_work():
+    told = []
+    counter = _Counter(Part(lambda units, worked: told.append((units, worked)), 10), lambda: False)
+    counter.recalled(3)
+    counter.update(2)
+    counter.update(2)
+    counter.update()
+    assert told == [(2, False), (1, False), (1, True), (1, True)]
 
 
 def test_a_study_keeps_the_checkpoints_it_was_asked_for_beside_those_it_needs():

@@ -137,9 +137,10 @@ class ContrastiveForward(nn.Module):
 
     def forward(self, images: Tensor) -> ContrastiveOutputs:
         size = len(images) // NUM_VIEWS
-        features, logits = features_and_logits(self.model, images)      # (V B, F), (V B, C)
+        _, classifier = classifier_layer(self.model, apart=HEADS)
+        features, logits = features_and_logits(self.model, images, classifier)      # (V B, F), (V B, C)
         vectors = F.normalize(self.model.projection(features[size:]), dim=1)
-        centers = F.normalize(self.model.center_projection(classifier_layer(self.model, apart=HEADS)[1].weight), dim=1)
+        centers = F.normalize(self.model.center_projection(classifier.weight), dim=1)
         return ContrastiveOutputs(logits[:size], vectors.view(NUM_VIEWS - 1, size, -1), centers)
 
 

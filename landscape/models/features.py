@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,10 +12,11 @@ from landscape.models.zoo import Classifier, CosineHead
 LAYERS = (nn.Linear, CosineHead)
 
 
-def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def features_and_logits(model: nn.Module, images: Tensor, classifier: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """Return the features (N, F) of N images, and what the network makes of them, (N, C).
 
-    Raises InputError where no linear layer is called, or the last is not given one vector an image.
+    Raises InputError where no linear layer is called, where the last is not given one vector an image, or is another than the
+    `classifier` that is expected.
     """
     if isinstance(model, Classifier):
         features = model.features(images)
@@ -24,6 +26,9 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     if not call:
         raise InputError(f"{type(model).__name__} calls no nn.Linear, whose input would be its features: give it one as its last "
                          "layer")
+    if classifier is not None and call["layer"] is not classifier:
+        raise InputError(f"{type(model).__name__} declares another linear layer last than the one that it calls last, whose input "
+                         "its features are: declare its classifier last")
     features = call["inputs"]
     if features.ndim != 2 or len(features) != len(images):
         raise InputError(f"the last linear layer of {type(model).__name__} is given features of shape {tuple(features.shape)}: "
@@ -32,10 +37,10 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
 
 @contextmanager
-def _last_call(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keep what the linear layer called last is given, as `inputs`."""
-    call: dict[str, Tensor] = {}
-    hooks = [layer.register_forward_pre_hook(lambda module, inputs: call.update(inputs=inputs[0]))
+def _last_call(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Keep the linear `layer` called last, and what it is given, `inputs`."""
+    call: dict[str, Any] = {}
+    hooks = [layer.register_forward_pre_hook(lambda module, inputs: call.update(layer=module, inputs=inputs[0]))
              for layer in model.modules() if isinstance(layer, LAYERS)]
     try:
         yield call
