@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def test_the_summary_is_that_of_the_kept_records(pooled):
 def test_every_optimizer_has_both_groups_with_verified_ends(pooled):
     assert set(pooled.optimizers) == {"sgd", "sam", "imbsam", "ssesam"}
     for member in pooled.everyone:
-        for group in ("head", "tail"):
-            pairs = member.run.read("curvature", epoch=30, group=group).eigenpairs
+        for epoch, group in product((10, 30), ("head", "tail")):
+            pairs = member.run.read("curvature", epoch=epoch, group=group).eigenpairs
+            assert pairs.converged.all()
             assert pairs.verified[[0, -1]].all() and np.isfinite(pairs.values64).all() and not len(pairs.vectors)
 
 
@@ -51,3 +53,14 @@ def test_every_picture_is_shown_and_small():
     assert all(path.stat().st_size < 2 ** 20 for path in DOCS.rglob("*"))
     for link in re.findall(r"[^!]\[[^]]+\]\(([^)#:]+)\)", PAGE):
         assert (GALLERY / link).exists(), link
+
+
+def test_the_table_of_the_page_is_that_of_the_records(pooled):
+    rows = re.findall(r"^\| (SGD|SAM|ImbSAM|SSE-SAM) \|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", PAGE, re.M)
+    names = {"SGD": "sgd", "SAM": "sam", "ImbSAM": "imbsam", "SSE-SAM": "ssesam"}
+    assert len(rows) == 4
+    for name, *cells in rows:
+        run = next(member.run for member in pooled.everyone if member.config["opt"] == names[name])
+        found = [run.read("curvature", epoch=epoch, group=group).eigenpairs.values64[0]
+                 for epoch, group in product((10, 30), ("head", "tail"))]
+        assert [float(cell.replace("−", "-")) for cell in cells] == [round(value, 1) for value in found]
