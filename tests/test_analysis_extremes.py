@@ -224,4 +224,4 @@ def test_pairs_that_were_within_their_limits_are_looked_at_once_more():
 
 
 def test_where_one_vector_stands_for_both_ends_the_narrower_limit_counts():
-    assert _inside(_Wanted(1, True, True), np.array([-5.0, 1.0]), 1e-3)(np.array([0.0])) == pytest.approx([0.1])
+    assert _inside(_Wanted(1, True, True), np.array([-5.0, 1.0]), 1e-3)(np.array([0.0])) == pytest.approx([0.5])

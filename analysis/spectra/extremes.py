@@ -21,7 +21,7 @@ from analysis.spectra.missed import missed_below
 from checkpoints.records import EigenPairs
 from landscape.errors import InputError
 
-GAP = 0.1           # share of a fresh pair's distance from those found that its residual may be, to stand for none beyond them
+GAP = 0.5           # share of a fresh pair's distance from those found that its residual may be, to stand for none beyond them
 ENDS = {"lower": (True, False), "upper": (False, True), "both": (True, True)}
 
 
