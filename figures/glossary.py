@@ -50,7 +50,7 @@ QUANTITIES = (
              "jackknife over images, or t over seeds; moves when all features are scaled"),
     Quantity("escape steps", "steps until a toy saddle is left", "t over draws of the noise; closed forms where there are any"),
     Quantity("loss, barrier", "mean loss of a group on a line or plane; how far it rises between two checkpoints",
-             "exact at its points; trust the quadratic prediction up to the mark where it is off by 10 %"),
+             "exact at its points; the mark is the first point of the grid where the quadratic prediction is off by 10 %"),
     Quantity("cost of a step", "forwards, backwards and seconds of a training step, beside a step of SGD",
              "quartiles over interleaved rounds, on the machine named"),
     Quantity("cost of training", "median seconds of an epoch, relative to the epochs of SGD with cross-entropy",
