@@ -18,7 +18,7 @@ class Quantity:
 
 QUANTITIES = (
     Quantity("`lambda_min`, `lambda_max`", "extreme eigenvalues of the group's Hessian",
-             "residual |Hv − λv|, recomputed: some eigenvalue is that near. The sign is *verified* when a float64 product "
+             "residual |Hv − λv|, from products: some eigenvalue is that near. The sign is *verified* when a float64 product "
              "confirms it."),
     Quantity("`missed_below`", "where an undetected eigenvalue may still lie",
              "probability bound of Kuczyński and Woźniakowski (1992). Absence of negative curvature is never verified."),

@@ -1,11 +1,12 @@
-"""Extreme eigenpairs at both ends, each with a recomputed residual and a second opinion in float64.
+"""Extreme eigenpairs at both ends, each with a residual formed from products and a second opinion in float64.
 
 Rayleigh-Ritz over the joint space of all Lanczos probes, then expansion by the residuals of the pairs that are wanted and
 not converged, with thick restarts (Wu and Simon 2000; with several probes, its block form). Several independent probes
 find repeated eigenvalues; where more pairs are wanted than there are probes, fresh vectors orthogonal to the whole space are
 tried, and each followed until its pair settles inside the wanted ones, until one brings nothing beyond them.
 
-A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed: `analysis.spectra.missed`.
+A residual ||Hv - lambda v|| shows that some eigenvalue is that near, never that none was missed: `analysis.spectra.missed`. Hv is
+formed from the products of the basis, not estimated by a recurrence; the product in float64 says how far that is from H64 v.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from analysis.operators import Deflated, LinearOperator
-from analysis.spectra.lanczos import Krylov, Ritz, capacity, dots, finite, gram, krylov, random_unit
+from analysis.spectra.lanczos import Krylov, capacity, dots, krylov, random_unit
 from analysis.spectra.missed import missed_below
+from analysis.spectra.subspace import Subspace
 from checkpoints.records import EigenPairs
 from landscape.errors import InputError
 
@@ -43,7 +45,7 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
     if not isinstance(source, Krylov):
         steps = min(operator.size, max(20, 2 * k))
         source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
-    space = _Space.of(source.ritz, operator, progress)
+    space = Subspace.of(source.ritz, operator, progress)
     wanted = _Wanted(k, *ENDS[which])
     while (missing := wanted.count - len(space)) > 0:     # the probes broke down early: few distinct eigenvalues
         space.expand(random_unit(missing, operator, generator))
@@ -71,102 +73,7 @@ class _Wanted:
         return np.union1d(low, high)
 
 
-class _Space:
-    """An orthonormal basis V (p, d) with known products HV, T = V (HV)' (p, p), and its Rayleigh-Ritz pairs.
-
-    Rows are appended in place and T grows with them; the basis is rotated only at a restart.
-    """
-
-    def __init__(self, V: Tensor, HV: Tensor, operator: LinearOperator, progress: Callable[[int], None] | None):
-        self.operator, self.progress, self.num_matvecs = operator, progress, 0
-        self._V, self._HV = V, HV       # with room for more rows at the end
-        self.T = gram(V, HV)
-
-    @classmethod
-    def of(cls, ritz: Ritz, operator: LinearOperator, progress: Callable[[int], None] | None) -> "_Space":
-        """Join the probes' spaces. Directions that they nearly share are kept once: their difference is mostly rounding."""
-        V, HV = ritz.vectors, ritz.products
-        for _ in range(2):
-            C = _orthonormalizer(gram(V, V), 0.03).to(V.dtype)
-            V, HV = C @ V, C @ HV
-        return cls(V, HV, operator, progress)
-
-    def __len__(self) -> int:
-        return len(self.T)
-
-    @property
-    def V(self) -> Tensor:
-        return self._V[:len(self)]
-
-    @property
-    def HV(self) -> Tensor:
-        return self._HV[:len(self)]
-
-    def solve(self) -> np.ndarray:
-        """Find the Ritz pairs of the space as it is, and return their values, ascending."""
-        values, S = torch.linalg.eigh((self.T + self.T.T) / 2)
-        self.S = S.T.to(self.V.dtype)       # (p, p): the Ritz vectors are S V
-        self.values = values.cpu().numpy()
-        return self.values
-
-    def vectors(self, places: np.ndarray) -> Tensor:
-        """Return some Ritz vectors, (q, d)."""
-        return self.S[torch.as_tensor(places)] @ self.V
-
-    def residuals(self, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return the residual vectors of some pairs and their norms."""
-        rows = self.S[torch.as_tensor(places)]
-        values = torch.as_tensor(self.values[places], dtype=rows.dtype, device=rows.device)
-        R = torch.addmm(rows @ self.HV, values[:, None] * rows, self.V, alpha=-1)
-        return R, dots(R, R).sqrt().cpu().numpy()
-
-    def expand(self, W: Tensor) -> bool:
-        """Add directions (q, d) to the space; return False where nothing of them is new."""
-        W = W / W.norm(dim=1, keepdim=True)
-        for _ in range(2):      # twice is enough; what is left of a direction that is not new is rounding
-            W = torch.addmm(W, gram(W, self.V).to(W.dtype), self.V, alpha=-1)
-            W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W
-        if not len(W):
-            return False
-        self._append(W, self.apply(W))
-        return True
-
-    def shrink(self, places: np.ndarray) -> None:
-        """Thick restart: keep some Ritz vectors."""
-        rows = self.S[torch.as_tensor(places)]
-        V, HV = rows @ self.V, rows @ self.HV
-        self._V[:len(V)], self._HV[:len(V)] = V, HV
-        self.T = gram(V, HV)
-
-    def pairs(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return some Ritz vectors, of unit norm, their products as the space knows them, and their Rayleigh quotients."""
-        X, HX = (self.S[torch.as_tensor(places)] @ rows for rows in (self.V, self.HV))
-        norms = dots(X, X).sqrt()[:, None].to(X.dtype)
-        X, HX = X / norms, HX / norms
-        values = dots(X, HX)
-        order = torch.argsort(values)
-        return X[order], HX[order], values[order]
-
-    def _append(self, W: Tensor, HW: Tensor) -> None:
-        old, new = len(self), len(self) + len(W)
-        if new > len(self._V):
-            room = self._V.new_empty(new + 32 - old, self._V.shape[1])
-            self._V, self._HV = torch.cat([self.V, room]), torch.cat([self.HV, room])
-        self._V[old:new], self._HV[old:new] = W, HW
-        T = self.T.new_zeros(new, new)
-        T[:old, :old] = self.T
-        T[old:] = gram(W, self._HV[:new])
-        T[:old, old:] = T[old:, :old].T
-        self.T = T
-
-    def apply(self, W: Tensor) -> Tensor:
-        self.num_matvecs += len(W)
-        if self.progress:
-            self.progress(len(W))
-        return finite(self.operator.matmat(W))
-
-
-def _converge(space: _Space, wanted: _Wanted, limits: Callable[[np.ndarray], np.ndarray], max_matvecs: int) -> None:
+def _converge(space: Subspace, wanted: _Wanted, limits: Callable[[np.ndarray], np.ndarray], max_matvecs: int) -> None:
     """Expand by residuals of wanted pairs until all are within their limits, stand at rounding, or the budget is spent.
 
     `limits` maps the wanted values, ascending, to the residuals that they may have. One direction serves all pairs of a
@@ -189,7 +96,7 @@ def _converge(space: _Space, wanted: _Wanted, limits: Callable[[np.ndarray], np.
             return
 
 
-def _outermost_open(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> Tensor | None:
+def _outermost_open(space: Subspace, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> Tensor | None:
     """Return the residual vector of the outermost pair above its limit at each end; None once all were looked at and none is.
 
     `settled` counts, end by end, the pairs found within their limits: their residuals are not formed at every step.
@@ -201,7 +108,7 @@ def _outermost_open(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled
     return None
 
 
-def _look_inwards(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> list[Tensor]:
+def _look_inwards(space: Subspace, wanted: _Wanted, allowed: np.ndarray, settled: list[int]) -> list[Tensor]:
     """Go from the settled pairs of both ends inwards until one is open, or none is left."""
     ends = [end for end, asked in enumerate((wanted.lower, wanted.upper)) if asked]
     open_: dict[int, Tensor] = {}
@@ -215,7 +122,7 @@ def _look_inwards(space: _Space, wanted: _Wanted, allowed: np.ndarray, settled: 
     return list(open_.values())
 
 
-def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
+def _confirm(space: Subspace, wanted: _Wanted, tol: float, max_matvecs: int, generator: torch.Generator) -> None:
     """Look for pairs that the start vectors missed, from fresh ones in the complement of the space, until nothing new turns up.
 
     An eigenvector that no start vector had a part in is orthogonal to the whole space. There the ends that the space has found
@@ -232,7 +139,7 @@ def _confirm(space: _Space, wanted: _Wanted, tol: float, max_matvecs: int, gener
         rest = Deflated(space.operator, space.V)
         fresh = krylov(rest, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=1, progress=space.progress,
                        start=rest.project(random_unit(1, rest, generator)))
-        other = _Space.of(fresh.ritz, rest, space.progress)
+        other = Subspace.of(fresh.ritz, rest, space.progress)
         _converge(other, one, _inside(wanted, before, tol), left - steps)
         space.num_matvecs += steps + other.num_matvecs
         space.expand(other.vectors(one.places(len(other.solve()))))
@@ -265,8 +172,8 @@ def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndar
     return limits
 
 
-def _report(space: _Space, wanted: _Wanted, source: Krylov, tol: float, verify: bool) -> EigenPairs:
-    """Multiply every wanted pair once more: in float64 where that is asked for and possible, else as before."""
+def _report(space: Subspace, wanted: _Wanted, source: Krylov, tol: float, verify: bool) -> EigenPairs:
+    """Report the wanted pairs, multiplied once more: in float64 where that is asked for and possible, else as before."""
     X, HX, values = space.pairs(wanted.places(len(space.solve())))
     wide = _widely(X, space) if verify else None
     opinion = _second_opinion(X, HX, wide)
@@ -276,7 +183,7 @@ def _report(space: _Space, wanted: _Wanted, source: Krylov, tol: float, verify: 
                       space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])))
 
 
-def _widely(X: Tensor, space: _Space) -> Tensor | None:
+def _widely(X: Tensor, space: Subspace) -> Tensor | None:
     """Return the products in float64; None for a network that computes a part in float32 whatever it is given."""
     try:
         wide = space.operator.double()
@@ -296,10 +203,3 @@ def _second_opinion(X: Tensor, HX: Tensor, wide: Tensor | None) -> tuple[np.ndar
     rounding = 1e3 * torch.finfo(torch.float64).eps * values.abs().max()    # of the float64 product itself
     certain = values.abs() > torch.maximum(10 * dots(X64, difference).abs() / norms, rounding)
     return values.cpu().numpy(), difference.norm(dim=1).cpu().numpy(), certain.cpu().numpy()
-
-
-def _orthonormalizer(G: Tensor, cutoff: float) -> Tensor:
-    """Return C with C G C' = I from the Gram matrix of rows of norm 1 or less; directions shorter than `cutoff` are left out."""
-    values, S = torch.linalg.eigh(G)
-    kept = values > cutoff ** 2
-    return (S[:, kept] / values[kept].sqrt()).T
