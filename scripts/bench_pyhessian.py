@@ -5,6 +5,9 @@ Its own stopping rules are run as released (0.1): eigenvalues(top_n) by deflated
 stand-in of the symmetric solver is lent to it. Products may be replaced by faster ones of the same matrix, which leaves
 counts and results as they are; the time of its own products is then measured beside and multiplied.
 
+It finds eigenvalues by magnitude, so that those of the other end come after all that exceed them, whose number the spectral
+measure tells. Its rule compares two values: it takes LEAST products for each at least.
+
 Equal residuals are extrapolated from the spectral measure of our Lanczos run: after k steps of power iteration from v
 
     rho = sum_i w_i t_i^(2k+1) / sum_i w_i t_i^(2k),   residual^2 = sum_i w_i t_i^(2k) (t_i - rho)^2 / sum_i w_i t_i^(2k),
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from landscape.parameters import flatten, split_like
 from scripts.bench_contestants import quiet
 
+LEAST = 2               # products of power iteration before two values can be compared
 MOST_STEPS = 10**7      # where the search for a number of iterations gives up
 
 
@@ -100,6 +104,11 @@ def symmetric_eig(T: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor
     """Stand in for `torch.eig` of a symmetric matrix: real and imaginary parts (m, 2), eigenvectors as columns."""
     values, vectors = torch.linalg.eigh(T)
     return torch.stack([values, torch.zeros_like(values)], 1), vectors
+
+
+def larger_eigenvalues(nodes: np.ndarray, weights: np.ndarray, value: float, size: int) -> float:
+    """Return how many eigenvalues exceed |value| in magnitude by a spectral measure, all of which PyHessian finds before it."""
+    return float(size * weights[np.abs(nodes) > abs(value)].sum())
 
 
 def power_steps(nodes: np.ndarray, weights: np.ndarray, residual: float) -> int:

@@ -29,7 +29,7 @@ from checkpoints.store import RunStore
 from landscape.errors import InputError
 from scripts import bench_timing as timing
 from scripts.bench_case import Case
-from scripts.bench_pyhessian import equal_residuals
+from scripts.bench_pyhessian import LEAST, equal_residuals, larger_eigenvalues
 from scripts.cli import reported
 from scripts.compute_spectrum import add_place_arguments, chosen_epochs
 from scripts.options import Parser
@@ -59,7 +59,7 @@ def parser() -> Parser:
     made.add_argument("--engine", default="auto", help="of our products")
     made.add_argument("--further_matvecs", type=int, default=150, help="products beyond the density that our automatic choice "
                       "is told to expect")
-    made.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run now")
+    made.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what to run now; none: print the parts of --json")
     made.add_argument("--pyhessian_products", choices=("ours", "own"), default="ours", help="run PyHessian's code on our faster "
                       "products, which leaves its counts and results as they are, or on its own")
     made.add_argument("--minutes", type=float, default=8.0, help="stop PyHessian after so many minutes a group")
@@ -113,6 +113,9 @@ def summarize(entry: dict, tol: float, trace_error: float) -> dict[str, Any]:
         found["pyhessian"] = _own_rules(peer, each, exact)
         found["pyhessian"]["times_ours"] = found["pyhessian"]["seconds"] / ours["seconds"]
         found["pyhessian"]["times_ours_apart"] = found["pyhessian"]["apart_seconds"] / found["ours"]["apart_seconds"]
+        found["both ends"] = _both_ends(entry, found["pyhessian"], each)
+        found["both ends"]["times_ours"] = found["both ends"]["seconds"] / ours["seconds"]
+        found["both ends"]["times_ours_apart"] = found["both ends"]["apart_seconds"] / found["ours"]["apart_seconds"]
         if alike:
             found["pyhessian"]["times_alike"] = found["pyhessian"]["seconds"] / alike["seconds"]
             found["pyhessian"]["times_alike_apart"] = found["pyhessian"]["apart_seconds"] / found["alike"]["apart_seconds"]
@@ -154,6 +157,19 @@ def _own_rules(peer: dict, each: float, exact: dict | None) -> dict[str, Any]:
                   "lower_error": _relative(min(nodes), min(exact["values"])),
                   "trace_error": _relative(np.mean(samples), exact["trace"]), "trace_probes": len(samples)}
     return found
+
+
+def _both_ends(entry: dict, own_rules: dict, each: float) -> dict[str, Any]:
+    """Return what its own rules cost at least until the pairs of both ends are found, all that exceed them in magnitude first."""
+    ours, eigenvalues, count = entry["ours"], entry["pyhessian"]["stages"]["eigenvalues"], entry["inputs"]["num_pairs"]
+    measure = np.array(ours["nodes"][0]), np.array(ours["weights"][0])
+    larger = larger_eigenvalues(*measure, min(ours["values"], key=abs), entry["inputs"]["parameters"])
+    further = max(math.floor(larger) + 1 - count, 0)
+    more = LEAST * further
+    return {"seconds": own_rules["seconds"] + more * each, "apart_seconds": own_rules["apart_seconds"] + more * each,
+            "products": own_rules["products"] + more, "seconds_each": each, "eigenvalues": count + further,
+            "products_at_its_rate": own_rules["products"] + round(further * eigenvalues["products"] / count),
+            "how": f"extrapolated, at least: {LEAST} products an eigenvalue"}
 
 
 def _equal(entry: dict, each: float, tol: float, trace_error: float) -> dict[str, Any]:
@@ -224,7 +240,7 @@ def _document(args: argparse.Namespace, subject: Subject, epoch: int, device: to
 def _report(group: str, document: dict[str, Any], entry: dict[str, Any]) -> str:
     found = entry["summary"]
     names = {"ours": "ours", "alike": "ours, what PyHessian gives",
-             "pyhessian": "PyHessian, its own rules", "equal": "PyHessian, errors as ours"}
+             "pyhessian": "PyHessian, its own rules", "both ends": "PyHessian, its own rules, both ends", "equal": "PyHessian, errors as ours"}
     head = ("", "seconds", "without set-up", "times ours", "products", "s each", "other s", "upper error", "lower error",
             "trace error", "how")
     lines = [f"{group}: {entry['inputs']['images']} images, epoch {document['epoch']}, {document['arch']}, "
@@ -284,11 +300,13 @@ def _last_line(entry: dict[str, Any], found: dict[str, Any]) -> str:
         return "no comparison yet: run the parts ours and pyhessian, both with one --engine"
     engine, complete = entry["ours"]["choice"].get("engine"), not found["pyhessian"]["how"].startswith("at least")
     equal = f", {found['equal']['times_ours']:.1f} times with errors as ours (extrapolated)" if "equal" in found else ""
+    both = found["both ends"]
     least, alike = "" if complete else "at least ", found["pyhessian"].get("times_alike")
     same = "" if alike is None else f", {least}{alike:.1f} times as long as the same numbers from ours"
     return (f"best peer PyHessian, ours {engine}: by its own rules PyHessian takes {least}"
             f"{found['pyhessian']['times_ours']:.1f} times as long as our whole spectrum, {least}"
-            f"{found['pyhessian']['times_ours_apart']:.1f} times without set-up{same}{equal}")
+            f"{found['pyhessian']['times_ours_apart']:.1f} times without set-up{same}; with the other end, after all "
+            f"{both['eigenvalues']} eigenvalues of that magnitude, at least {both['times_ours_apart']:.1f} times{equal}")
 
 
 if __name__ == "__main__":

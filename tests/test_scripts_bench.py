@@ -10,7 +10,7 @@ from torch import nn
 
 from scripts import bench_contestants, bench_products, bench_spectrum, bench_timing, cli
 from scripts.bench_case import largest_end
-from scripts.bench_pyhessian import PyHessian, equal_residuals, power_steps
+from scripts.bench_pyhessian import LEAST, PyHessian, equal_residuals, larger_eigenvalues, power_steps
 
 TINY = ["--arch", "digitnet", "--images", "6", "--repeats", "2", "--memory_minutes", "0"]
 
@@ -107,6 +107,12 @@ def test_equal_residuals_take_the_nearer_way_to_each_eigenvalue():
         assert 2 <= row["products"] <= plain
 
 
+def test_power_iteration_meets_all_that_are_larger_in_magnitude_first():
+    values = np.array([-3.0, -2.0, 0.5, 1.0, 2.5, 4.0])
+    assert larger_eigenvalues(values, np.full(6, 1 / 6), -2.0, 6) == pytest.approx(3)
+    assert larger_eigenvalues(values, np.full(6, 1 / 6), 4.0, 6) == 0
+
+
 def test_pyhessian_counts_the_same_on_our_products_and_its_own():
     torch.manual_seed(0)
     model, x, y = nn.Linear(6, 3), torch.randn(40, 6), torch.randint(3, (40,))
@@ -148,6 +154,9 @@ def test_a_spectrum_is_timed_in_parts_that_one_file_collects(stored_run, tmp_pat
     assert found["pyhessian"]["products"] == sum(stage["products"] for stage in entry["pyhessian"]["stages"].values())
     assert found["equal"]["products"] > 10 and entry["pyhessian"]["product_gap"] < 1e-4
     assert found["pyhessian"]["times_alike"] == found["pyhessian"]["seconds"] / entry["alike"]["seconds"]
+    both = found["both ends"]
+    assert both["products"] == found["pyhessian"]["products"] + LEAST * (both["eigenvalues"] - 1) > found["pyhessian"]["products"]
+    assert bench_spectrum.main([*words, "--parts"]) == 0 and json.loads(file.read_text())["groups"]["tail"] == entry
     assert entry["alike"]["end"] == "upper" and entry["alike"]["values"] == pytest.approx(entry["ours"]["values"][-1:], rel=1e-3)
     stages = entry["ours"]["stages"].values()
     assert sum(stage["seconds"] for stage in stages) <= entry["ours"]["seconds"]
