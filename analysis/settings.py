@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 MAX_TRACE_PRODUCTS = 500    # that a trace to a stated error may take
 OPERATORS = ("hessian", "gauss_newton")
 # The names of analysis.operators.products.ENGINES, here too so that they are known without loading torch.
-ENGINES = ("linearized", "linearized-compiled", "jvp", "reverse", "differences")
+ENGINES = ("linearized", "linearized-graphed", "linearized-compiled", "jvp", "reverse", "differences")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def parser() -> Parser:
     made.add_argument("--engine", default="auto", help="of our products")
     made.add_argument("--further_matvecs", type=int, default=150, help="products beyond the density that our automatic choice "
                       "is told to expect")
-    made.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what to run now; none: print the parts of --json")
+    made.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS,
+                      help="what to run now; none: print what --json holds")
     made.add_argument("--pyhessian_products", choices=("ours", "own"), default="ours", help="run PyHessian's code on our faster "
                       "products, which leaves its counts and results as they are, or on its own")
     made.add_argument("--minutes", type=float, default=8.0, help="stop PyHessian after so many minutes a group")
@@ -240,7 +241,8 @@ def _document(args: argparse.Namespace, subject: Subject, epoch: int, device: to
 def _report(group: str, document: dict[str, Any], entry: dict[str, Any]) -> str:
     found = entry["summary"]
     names = {"ours": "ours", "alike": "ours, what PyHessian gives",
-             "pyhessian": "PyHessian, its own rules", "both ends": "PyHessian, its own rules, both ends", "equal": "PyHessian, errors as ours"}
+             "pyhessian": "PyHessian, its own rules", "both ends": "PyHessian, its own rules, both ends",
+             "equal": "PyHessian, errors as ours"}
     head = ("", "seconds", "without set-up", "times ours", "products", "s each", "other s", "upper error", "lower error",
             "trace error", "how")
     lines = [f"{group}: {entry['inputs']['images']} images, epoch {document['epoch']}, {document['arch']}, "

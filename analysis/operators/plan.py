@@ -10,8 +10,9 @@ from torch import Tensor
 
 from analysis.operators import products
 from analysis.operators.batches import Batch
+from analysis.operators.graphs import supported
 from analysis.operators.objective import Objective
-from analysis.operators.products import COMPILED, Prepare, Prepared, Product
+from analysis.operators.products import COMPILED, GRAPHED, Prepare, Prepared, Product
 from analysis.operators.verification import refuse_other_losses, verify
 from landscape.errors import InputError
 
@@ -100,7 +101,26 @@ class _Attempt:
             self.reasons[choice.engine] = f"{own / seconds[other]:.1f} times slower than {other}"
             return better
         self.reasons.update({name: _compared(time, own) for name, time in seconds.items() if name != choice.engine})
-        return self._compiled(choice, own) if choice.engine == "linearized" and own else choice
+        return self._finished(choice, own) if choice.engine == "linearized" and own else choice
+
+    def _finished(self, eager: Choice, own: float) -> Choice:
+        """Replay a graph where a device can, and compile where the products to come save more time than it takes."""
+        graphed = self._quicker(eager, eager.engine + GRAPHED, own) if supported(self.theta.device) else eager
+        name, seconds = eager.engine + COMPILED, graphed.seconds.get(graphed.engine, own)
+        cost = COMPILING * sum(getattr(split, "num_nodes", 0) for split in self.traces.values())
+        needed = int(cost / (GAIN * seconds * len(self.batches))) + 1
+        if self.wishes.expected_matvecs < needed:
+            self.reasons[name] = f"it takes about {cost:.0f} s to compile, which {needed} products save"
+            return graphed
+        return self._quicker(graphed, name, seconds)
+
+    def _quicker(self, choice: Choice, name: str, own: float) -> Choice:
+        """Return what another engine makes of the trace, unless it fails or takes more than `own` seconds."""
+        other = self.of(name)
+        if other and other.seconds.get(name, 0.0) > own:
+            self.reasons[name] = f"{other.seconds[name] / own:.1f} times slower"
+            return choice
+        return other or choice
 
     def _checked(self, name: str) -> Choice:
         """Prepare every microbatch, compare its loss, and check the product of one of each shape."""
@@ -117,20 +137,6 @@ class _Attempt:
                 self.traces.update({mark: True} if mark else {})
             shapes.add(batch.shapes)
         return Choice(name, self.reasons, kept, seconds)
-
-    def _compiled(self, eager: Choice, own: float) -> Choice:
-        """Compile where the products to come save more time than it takes, and keep it where it does."""
-        name = eager.engine + COMPILED
-        cost = COMPILING * sum(getattr(split, "num_nodes", 0) for split in self.traces.values())
-        needed = int(cost / (GAIN * own * len(self.batches))) + 1
-        if self.wishes.expected_matvecs < needed:
-            self.reasons[name] = f"it takes about {cost:.0f} s to compile, which {needed} products save"
-            return eager
-        compiled = self.of(name)
-        if compiled and compiled.seconds.get(name, 0.0) > own:
-            self.reasons[name] = f"{compiled.seconds[name] / own:.1f} times slower"
-            return eager
-        return compiled or eager
 
 
 def _compared(seconds: float, chosen: float) -> str:

@@ -4,6 +4,7 @@ Every engine takes an objective and theta and returns a function that prepares a
 to rows HV (k, d).
 
     linearized            jvp(grad f) traced once, split at what depends on v, the rest kept: the fastest
+    linearized-graphed    its linear part replayed as a CUDA graph: small networks on a GPU
     linearized-compiled   its linear part through TorchInductor: a minute or two to prepare, for long runs
     jvp                   forward over reverse, evaluated anew for each vector (Pearlmutter 1994)
     reverse               reverse over reverse on the module itself: custom autograd functions, checkpointing
@@ -24,11 +25,13 @@ from torch import Tensor
 
 from analysis.operators.batches import Batch
 from analysis.operators.folding import Folding
+from analysis.operators.graphs import graphed
 from analysis.operators.objective import Objective, identity
 from analysis.operators.tracing import Split, TracingError, compiled, held_bytes, trace_split
 
 Product = Callable[[Tensor], Tensor]            # rows (k, d) -> rows (k, d)
-COMPILED = "-compiled"
+GRAPHED, COMPILED = "-graphed", "-compiled"
+FINISHES = {GRAPHED: graphed, COMPILED: compiled}       # what may be made of a trace: (split, theta, v, tensors) -> split
 SMALL = 100_000     # parameters: below, a product is bound by dispatch rather than by arithmetic
 
 
@@ -55,7 +58,7 @@ class Linearized:
     theta: Tensor
     traces: dict[tuple, Split]
     block: bool = True
-    compiled: bool = False
+    finish: str = ""        # one of FINISHES, for one vector at a time
 
     def __call__(self, batch: Batch) -> Prepared:
         """Return the product of one batch; what it keeps lives as long as the product."""
@@ -66,14 +69,14 @@ class Linearized:
 
         def product(V: Tensor) -> Tensor:
             with torch.no_grad():
-                return apply_rows(lambda v: split.tangent(v, *residuals), V, self.block and not self.compiled)
+                return apply_rows(lambda v: split.tangent(v, *residuals), V, self.block and not self.finish)
         return Prepared(product, held_bytes(residuals), losses)
 
-    def key(self, batch: Batch, compiled: bool | None = None) -> tuple:
+    def key(self, batch: Batch, finish: str | None = None) -> tuple:
         """Return what a trace depends on."""
         fixed = tuple((name, tuple(t.shape), t.dtype) for name, t in self.objective.fixed.items())
         return (type(self.objective).__name__, self._loss, batch.shapes, self.objective.names, self.objective.shapes, fixed,
-                self.theta.dtype, self.theta.device, self.compiled if compiled is None else compiled)
+                self.theta.dtype, self.theta.device, self.finish if finish is None else finish)
 
     @cached_property
     def _loss(self) -> tuple:
@@ -83,14 +86,15 @@ class Linearized:
 
     def _split(self, batch: Batch, tensors: tuple[Tensor, ...]) -> Split:
         try:
-            for kind in (False, True)[:1 + self.compiled]:      # what is compiled is traced first
-                if (key := self.key(batch, kind)) not in self.traces:
+            for finish in dict.fromkeys(("", self.finish)):     # what is finished is traced first
+                if self.key(batch, finish) not in self.traces:
                     v = torch.ones_like(self.theta)
-                    self.traces[key] = (compiled(self.traces[self.key(batch, False)], self.theta, v, tensors) if kind else
-                                        self._trace(batch, v, tensors))
+                    self.traces[self.key(batch, finish)] = (
+                        FINISHES[finish](self.traces[self.key(batch, "")], self.theta, v, tensors) if finish else
+                        self._trace(batch, v, tensors))
         except TracingError as reason:
             raise EngineError(str(reason)) from reason
-        return self.traces[key]
+        return self.traces[self.key(batch)]
 
     def _trace(self, batch: Batch, v: Tensor, tensors: tuple[Tensor, ...]) -> Split:
         one = batch.some(1)     # evaluated first, since tracing what cannot be evaluated may end the process
@@ -113,9 +117,14 @@ def linearized(objective: Objective, theta: Tensor, traces: dict, block: bool = 
     return Linearized(objective, theta, traces, block)
 
 
+def linearized_graphed(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+    """The same with the linear part captured as a CUDA graph, once a shape of batch."""
+    return Linearized(objective, theta, traces, block, GRAPHED)
+
+
 def linearized_compiled(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
     """The same with the linear part compiled, once a shape of batch, and never evaluated eagerly instead."""
-    return Linearized(objective, theta, traces, block, compiled=True)
+    return Linearized(objective, theta, traces, block, COMPILED)
 
 
 def jvp(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
@@ -142,8 +151,8 @@ def differences(objective: Objective, theta: Tensor, traces: dict, block: bool =
     return prepare
 
 
-ENGINES = {"linearized": linearized, "linearized-compiled": linearized_compiled, "jvp": jvp, "reverse": reverse,
-           "differences": differences}
+ENGINES = {"linearized": linearized, "linearized" + GRAPHED: linearized_graphed, "linearized" + COMPILED: linearized_compiled,
+           "jvp": jvp, "reverse": reverse, "differences": differences}
 EXACT = ("linearized", "jvp", "reverse")        # in order of preference
 
 

@@ -1,0 +1,60 @@
+"""The linear part of a traced product as a CUDA graph: launched once instead of once an operation.
+
+On a GPU the products of small networks are bound by launches. A graph reads and writes the memory that it was captured with
+(NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs"): what a product is given is copied there, and its result copied out, so
+that the next replay does not overwrite it. One graph a shape of batch serves all microbatches of that shape.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.operators.tracing import Split, TracingError
+
+WARM_UPS = 3        # calls before the capture, in which libraries allocate what may not be allocated during it
+
+
+class Graphed:
+    """A function of tensors captured with some inputs: called with others of the same shapes, it is replayed."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]):
+        self._inputs = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = function(*self._inputs)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Return the function's value in memory of its own."""
+        for held, given in zip(self._inputs, inputs, strict=True):
+            if isinstance(held, Tensor):
+                held.copy_(given)
+        self._graph.replay()
+        return self._result.clone()
+
+
+def graphed(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
+    """Capture the part that every product evaluates. Raises TracingError where there is no such device, or it refuses."""
+    if not supported(theta.device):
+        raise TracingError(f"CUDA graphs need a CUDA device, not {theta.device.type}")
+    with torch.no_grad():
+        *residuals, _ = split.primal(theta, *tensors)
+        try:
+            return replace(split, tangent=Graphed(split.tangent, [v, *residuals]), num_nodes=0)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as reason:      # an operation that waits for the device, for one
+            raise TracingError(f"CUDA graph: {(str(reason).strip().splitlines() or ['no message'])[0]}") from reason
+
+
+def supported(device: torch.device) -> bool:
+    """Tell whether graphs can be captured on a device."""
+    return device.type == "cuda"
