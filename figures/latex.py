@@ -14,6 +14,8 @@ _ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": 
 _SIGNS = {"\N{MINUS SIGN}": "$-$", "±": r"$\pm$", "–": "--", "—": "---", "λ": r"$\lambda$", "ρ": r"$\rho$", "θ": r"$\theta$",
           "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "·": r"$\cdot$", "∞": r"$\infty$", "\N{NO-BREAK SPACE}": "~"}
 
+_POWER = re.compile("(?<=[0-9])e([+\N{MINUS SIGN}])0*([0-9]+)")
+
 
 def table(printed: Printed, label: str) -> str:
     """Return a whole table environment with caption and label tab:`label`; ends with a newline."""
@@ -30,12 +32,12 @@ def table(printed: Printed, label: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text as LaTeX prints it; what stands between two dollars is mathematics and stays as it is.
+    r"""Return text as LaTeX prints it; what stands between two dollars is mathematics and stays as it is.
 
-    >>> escape("50 % of $\\lambda_{\\min}$, class_3")
-    '50 \\\\% of $\\\\lambda_{\\\\min}$, class\\\\_3'
+    >>> escape("50 % of $\\lambda$, class_3"), escape("2.50e\N{MINUS SIGN}07")
+    ('50 \\% of $\\lambda$, class\\_3', '2.50$\\times 10^{-7}$')
     """
-    pieces = re.split(r"(\$[^$]*\$)", text)
+    pieces = re.split(r"(\$[^$]*\$)", _POWER.sub(_power_of_ten, text))
     return "".join(piece if place % 2 else _escape_words(piece) for place, piece in enumerate(pieces))
 
 
@@ -46,3 +48,8 @@ def sentence(text: str) -> str:
 
 def _escape_words(text: str) -> str:
     return "".join(_ESCAPES.get(letter, _SIGNS.get(letter, letter)) for letter in text)
+
+
+def _power_of_ten(found: re.Match) -> str:
+    sign = "-" if found[1] == "\N{MINUS SIGN}" else ""
+    return rf"$\times 10^{{{sign}{found[2]}}}$"

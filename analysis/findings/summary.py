@@ -155,10 +155,11 @@ def cell(row: Mapping[str, Any], name: str, percent: bool = False) -> str:
 def interval_text(value: float, low: float, high: float, decimals: int | None = None) -> str:
     """Return `value ± half width` with as many decimals for both (default: three significant digits of the value).
 
-    An interval that is not centered on its value is printed as `value [low, high]`.
+    An interval that is not centered on its value is printed as `value [low, high]`; a half width that these decimals would
+    show as zero by its power of ten.
 
-    >>> interval_text(-59.01, -62.21, -55.81), interval_text(0.5, float("nan"), float("nan"))
-    ('−59.0 ± 3.2', '0.500')
+    >>> interval_text(-59.01, -62.21, -55.81), interval_text(0.5, float("nan"), float("nan")), interval_text(2.0, 1.9998, 2.0002)
+    ('−59.0 ± 3.2', '0.500', '2.00 ± 2e−04')
     """
     if np.isnan(value):
         return "absent"
@@ -172,7 +173,9 @@ def interval_text(value: float, low: float, high: float, decimals: int | None = 
     fixed = decimals is not None
     decimals = decimals if fixed else _decimals(value)
     if abs(above - below) <= 0.02 * (above + below):
-        return f"{number_text(value, decimals)} ± {number_text((below + above) / 2, decimals)}"
+        half = (below + above) / 2
+        shown = number_text(half, decimals) if fixed or not 0 < half < 0.5 / 10**decimals else _power_of_ten(half)
+        return f"{number_text(value, decimals)} ± {shown}"
     decimals = decimals if fixed else max(0, decimals - 1)      # three numbers in one cell: two digits each are enough
     return f"{number_text(value, decimals)} [{number_text(low, decimals)}, {number_text(high, decimals)}]"
 
@@ -188,6 +191,10 @@ def number_text(value: float, decimals: int | None = None) -> str:
     else:
         text = f"{value:.{_decimals(value) if decimals is None else decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _power_of_ten(value: float) -> str:
+    return f"{value:.0e}".replace("-", "\N{MINUS SIGN}")
 
 
 def _is_extreme(value: float) -> bool:
