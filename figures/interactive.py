@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm
+from scipy.interpolate import RegularGridInterpolator
 
 from checkpoints.comparison import Comparison, check_same_view
 from checkpoints.errors import RecordError
@@ -18,6 +19,7 @@ from checkpoints.records import Surface
 from figures import style
 from figures.markup import Markup, embedded_json, joined, tag
 from figures.surface import common_norm, line_of, plane_of, quadratic_prediction
+from figures.trajectory import others_of, path_of
 
 DASHES = {"head": "dash", "many": "dash", "medium": "dashdot", "all": "dot"}     # of plotly; solid for what is not named
 FIRST = ("tail", "head", "all")          # groups in the order they are offered
@@ -38,7 +40,8 @@ def document_of(runs: Comparison, name: str) -> dict[str, Any]:
         "groups": {group: style.group_name(group) for group in groups}, "logarithmic": isinstance(norm, LogNorm),
         "range": [norm.vmin, norm.vmax],
         "planes": [{"opt": opt, "name": style.look(opt).name, "color": style.look(opt).color, "alpha": plane.alpha,
-                    "beta": plane.beta, "loss": {group: plane_of(plane, group).T for group in groups}}   # rows of plotly are y
+                    "beta": plane.beta, "loss": {group: plane_of(plane, group).T for group in groups},   # rows of plotly are y
+                    "marks": _marks(plane, groups)}
                    for opt, plane in planes.items()],
         "slices": _slices(runs, planes, [group for group in groups if group in FIRST] or groups),
     }
@@ -94,6 +97,21 @@ def _slices(runs: Comparison, planes: dict[str, Surface], groups: Sequence[str])
             _line(opt, group, (plane.alpha, plane.beta)[axis], _cut(plane, group, axis, other))
             for opt, plane in planes.items() for group in groups]})
     return found
+
+
+def _marks(plane: Surface, groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the checkpoints within the plane, at (0, 0) where none are named, each with every group's loss interpolated there.
+
+    Those of the run itself come first, in the order of its training.
+    """
+    epochs, path = path_of(plane)
+    named = {f"epoch {epoch}": place for epoch, place in zip(epochs, path)} | others_of(plane) or {
+        f"epoch {plane.epoch}": np.zeros(2)}
+    heights = {group: RegularGridInterpolator((plane.alpha, plane.beta), plane_of(plane, group), bounds_error=False)
+               for group in groups}
+    marks = [{"name": name, "own": name.startswith("epoch "), "alpha": float(place[0]), "beta": float(place[1]),
+              "loss": {group: float(height(place)[0]) for group, height in heights.items()}} for name, place in named.items()]
+    return [mark for mark in marks if any(map(np.isfinite, mark["loss"].values()))]
 
 
 def _lines(runs: Comparison, epoch: int) -> list[str]:
@@ -153,5 +171,5 @@ def _caption(document: dict[str, Any]) -> str:
     low, high = document["range"]
     return (f"Drag to turn. The plane {document['name']} through the weights after epoch {document['epoch']}, lowest seed of "
             f"each optimizer; along {along}, α and β in {document['units']}. One {scale} scale for every group and optimizer, "
-            f"{low:.3g} to {high:.3g} nats; beyond it, and where the loss is not finite, nothing is drawn. The mark at (0, 0) is "
-            "the checkpoint.")
+            f"{low:.3g} to {high:.3g} nats; beyond it, and where the loss is not finite, nothing is drawn. Marks: checkpoints, "
+            "those of the run itself joined in order; the loss there is interpolated.")

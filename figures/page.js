@@ -47,15 +47,18 @@
     return data.logarithmic && value !== null ? Math.log10(value) : value;
   }
 
-  function center(plane, loss) {
-    const nearest = (axis) => axis.reduce((best, value, at) => (Math.abs(value) < Math.abs(axis[best]) ? at : best), 0);
-    const a = nearest(plane.alpha), b = nearest(plane.beta);
-    return [plane.alpha[a], plane.beta[b], loss[b][a]];
+  function checkpoints(plane, group, own) {
+    const marks = plane.marks.filter((mark) => mark.own === own && mark.loss[group] !== null);
+    return {type: "scatter3d", mode: own ? "lines+markers" : "markers", x: marks.map((mark) => mark.alpha),
+            y: marks.map((mark) => mark.beta), z: marks.map((mark) => mark.loss[group]), text: marks.map((mark) => plain(mark.name)),
+            hovertemplate: "%{text}: %{z:.4g} nats<extra></extra>", showlegend: false,
+            line: {color: "#ffffff", width: 3},
+            marker: {size: 5, color: "#D55E00", symbol: own ? "circle" : "diamond", line: {color: "#ffffff", width: 1}}};
   }
 
   function drawSurface() {
     const plane = data.planes[chosen("plane")], group = chosen("group"), loss = plane.loss[group];
-    const {line} = colors(), [x, y, z] = center(plane, loss), narrow = surface.clientWidth < 560;
+    const {line} = colors(), narrow = surface.clientWidth < 560;
     const axis = {gridcolor: line, zerolinecolor: line, backgroundcolor: "rgba(0,0,0,0)", showspikes: false};
     const sheet = {
       type: "surface", x: plane.alpha, y: plane.beta, z: loss, surfacecolor: loss.map((row) => row.map(scaled)), colorscale: "Cividis",
@@ -65,8 +68,6 @@
       colorbar: Object.assign({title: {text: narrow ? "" : "loss [nats]"}, thickness: narrow ? 8 : 14, len: 0.7, x: 1, outlinewidth: 0},
                               data.logarithmic ? Object.assign(ticks(), {tickvals: ticks().tickvals.map(Math.log10)}) : {}),
     };
-    const mark = {type: "scatter3d", mode: "markers", x: [x], y: [y], z: [z], hoverinfo: "skip", showlegend: false,
-                  marker: {size: 5, color: "#D55E00", line: {color: "#ffffff", width: 1}}};
     const bounds = data.range.map((value) => (data.logarithmic ? Math.log10(value) : value));
     const scene = {
       xaxis: Object.assign({title: {text: "α"}}, axis), yaxis: Object.assign({title: {text: "β"}}, axis),
@@ -74,7 +75,7 @@
       aspectmode: "manual", aspectratio: {x: 1, y: 1, z: 0.75}, camera: {eye: {x: 1.2, y: -1.2, z: 0.85}},
       uirevision: "kept", dragmode: "turntable",
     };
-    Plotly.react(surface, [sheet, mark], Object.assign(layout(), {scene}), config);
+    Plotly.react(surface, [sheet, checkpoints(plane, group, true), checkpoints(plane, group, false)], Object.assign(layout(), {scene}), config);
   }
 
   function drawSlices() {

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from fabricated_runs import FakeRun, fake_run, fake_runs
 
@@ -147,6 +148,10 @@ def test_groups_share_one_scale_and_the_numbers_are_the_records():
     record = runs.surface("sgd", "random-plane")
     for row, group in enumerate(record.groups):
         assert (document["planes"][0]["loss"][group] == record.loss[row].T).all()      # [beta][alpha], as plotly draws z
+    (mark,) = document["planes"][0]["marks"]
+    assert (mark["name"], mark["own"], mark["alpha"], mark["beta"]) == (f"epoch {record.epoch}", True, 0.0, 0.0)
+    middle = [int(np.abs(axis).argmin()) for axis in (record.alpha, record.beta)]
+    assert mark["loss"]["tail"] == pytest.approx(record.loss[record.groups.index("tail")][tuple(middle)])
     everything = [plane["loss"][group] for plane in document["planes"] for group in ("head", "tail")]
     assert document["range"][0] == min(loss.min() for loss in everything)
     assert max(loss.min() for loss in everything) < document["range"][1] <= max(loss.max() for loss in everything)
