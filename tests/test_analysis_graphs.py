@@ -52,8 +52,9 @@ def device(monkeypatch):
     monkeypatch.setattr(graphs, "supported", lambda device: True)
     monkeypatch.setattr(plan, "supported", lambda device: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
-    for name, value in (("Stream", Stream), ("current_stream", Stream), ("stream", lambda stream: contextlib.nullcontext())):
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
+    for name, value in (("Stream", Stream), ("current_stream", Stream), ("stream", lambda stream: contextlib.nullcontext()),
+                        ("device", lambda device: contextlib.nullcontext())):
         monkeypatch.setattr(torch.cuda, name, value)
     return made
 
@@ -88,7 +89,7 @@ def test_a_graph_is_taken_where_it_is_faster_and_left_with_a_reason_where_not(de
 
 
 def test_a_capture_that_fails_is_a_reason_and_the_products_are_not_replayed(device, monkeypatch):
-    def refused(graph):
+    def refused(graph, stream):
         raise RuntimeError("operation not permitted when stream is capturing")
     monkeypatch.setattr(torch.cuda, "graph", refused)
     operator = HessianOperator(make(InPlaceResidual), losses, BATCHES)

@@ -1,5 +1,6 @@
 """Precision, pieces and memory formats of a training step: what each changes, what it must not, and what waits."""
 
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from training_ranks import Memory
 
 from landscape.configuration import TrainConfig
 from landscape.data import load_data
-from landscape.data.batches import batch_sizes
+from landscape.data.batches import batch_sizes, shuffled_batches
 from landscape.errors import InputError
 from landscape.family import FAMILY
 from landscape.precision import PRECISIONS, autocast, check_precision, float32_precision
@@ -51,9 +52,12 @@ def test_every_optimizer_trains_with_every_switch_to_its_rounding(data, opt, swi
 
 
 class Seen(TorchDispatchMode):
-    """The type of every product of matrices or convolution, and how often something is read from the device."""
+    """The type of every product of matrices or convolution, and how often something is read from the device or sent there.
 
-    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+    "lift_fresh" is what a tensor made of Python's or NumPy's numbers begins with.
+    """
+
+    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "lift_fresh")
 
     def __init__(self):
         super().__init__()
@@ -92,16 +96,17 @@ def test_forward_and_backward_run_in_the_type_asked_for_and_parameters_stay_floa
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
-def test_inside_an_epoch_nothing_is_read_from_the_device_but_overflow_under_a_scaler(data, opt):
+def test_inside_an_epoch_nothing_is_read_from_the_device_or_sent_there_but_overflow_under_a_scaler(data, opt):
     reads = {}
     for name, changes in {"float32": {}, "bf16": {"precision": "bf16"}, "pieces": {"accumulate": 3},
                           "weights": {"weighting": "group_mean", "drw_epoch": 0}, "channels_last": {"channels_last": True},
                           "fused": {"fused": True}, "amp16": {"precision": "amp16"}}.items():
         _, step = step_of(data, opt, **changes)
-        images = batch(data)
-        step(*images, epoch=0)          # the first allocates momentum
+        batches = shuffled_batches(data, batch_sizes(len(data.train), 16), 0, 0, torch.float32)
+        step(*batch(data), epoch=0)     # the first allocates momentum
         with Seen() as seen:
-            step(*images, epoch=0)
+            for images, labels in islice(batches, 2):
+                step(images, labels, epoch=0)
         reads[name] = seen.reads
     assert reads.pop("amp16") > 0 and not any(reads.values()), reads
 

@@ -22,15 +22,15 @@ class Graphed:
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]):
         self._inputs = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        stream, callers = torch.cuda.Stream(), torch.cuda.current_stream()
+        with torch.cuda.stream(stream):     # entered here, since a capture that fails does not leave the stream it entered
+            stream.wait_stream(callers)
             for _ in range(WARM_UPS):
                 function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = function(*self._inputs)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._result = function(*self._inputs)
+        callers.wait_stream(stream)
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Return the function's value in memory of its own."""
@@ -45,8 +45,10 @@ def graphed(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -
     """Capture the part that every product evaluates. Raises TracingError where there is no such device, or it refuses."""
     if not supported(theta.device):
         raise TracingError(f"CUDA graphs need a CUDA device, not {theta.device.type}")
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device(theta.device):
         *residuals, _ = split.primal(theta, *tensors)
+        if elsewhere := {x.device for x in residuals if isinstance(x, Tensor)} - {theta.device}:
+            raise TracingError(f"CUDA graph: a part is computed on {elsewhere.pop()}, whose numbers would be those of the capture")
         try:
             return replace(split, tangent=Graphed(split.tangent, [v, *residuals]), num_nodes=0)
         except torch.OutOfMemoryError:

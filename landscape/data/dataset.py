@@ -73,7 +73,7 @@ class Split:
             return
         device = self.labels.device
         for piece, (images, rows) in zip(pieces, self.images.read(pieces, part_seed)):
-            yield images.to(device), self.labels[piece.to(device)[rows.to(device)]]
+            yield sent(images, device), self.labels[sent(piece, device)[sent(rows, device)]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +157,30 @@ class LongTailData:
         scaled = images.to(dtype, copy=True)
         if images.dtype == torch.uint8:
             scaled.div_(255)
-        mean, std = (torch.tensor(v, dtype=dtype, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = self._statistics(images.device, dtype)
         return scaled.sub_(mean).div_(std)
+
+    def _statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return mean and std (C, 1, 1) on a device, copied there once: a GPU is waited for at each copy of Python's numbers."""
+        if (device, dtype) not in self._placed:
+            self._placed[device, dtype] = tuple(torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
+                                                for values in (self.mean, self.std))
+        return self._placed[device, dtype]
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
 
     def to(self, device: torch.device | str) -> "LongTailData":
         """Return the data on another device."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -49,4 +49,9 @@ def num_samples(losses: Tensor, masks: Masks, groups: Sequence[str], processes: 
     counts = {"all": len(losses)} | {group: mask_of(masks, group, losses).sum() for group in groups if group != "all"}
     if processes.count == 1:
         return counts
-    return dict(zip(counts, processes.sum_together([torch.as_tensor(n, device=losses.device) for n in counts.values()])))
+    return dict(zip(counts, processes.sum_together([_number(n, losses.device) for n in counts.values()])))
+
+
+def _number(value: int | Tensor, device: torch.device) -> Tensor:
+    # Filled on the device: a number copied there would be waited for.
+    return value if isinstance(value, Tensor) else torch.full((), value, device=device)

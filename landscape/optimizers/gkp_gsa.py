@@ -162,7 +162,7 @@ class GKPGSA(GroupSAM):
 
     def _read(self, answer) -> tuple[Tensor, Masks]:
         losses, masks = read_answer(answer)
-        groups = torch.as_tensor(self.preservation.groups, device=losses.device)[labels_of(masks, losses)]
+        groups = self.preservation.groups_on(losses.device)[labels_of(masks, losses)]
         return losses, {name: groups == g for g, name in enumerate(self.radii)}
 
 

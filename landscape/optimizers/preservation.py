@@ -92,6 +92,7 @@ class Preservation:
         self.memory = ClassMemory.empty(len(self.counts))
         self.anchors: Tensor | None = None      # (G, d) of the parameters, on their device; None before the first time
         self.fisher: Tensor | None = None       # (G, d)
+        self._copies: tuple[np.ndarray, torch.device, dict[str, Tensor]] | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -104,6 +105,17 @@ class Preservation:
         number = self.rule.num_groups
         return {"classes": np.bincount(self.groups, minlength=number),
                 "samples": np.bincount(self.groups, self.counts, minlength=number).astype(np.int64)}
+
+    def groups_on(self, device: torch.device) -> Tensor:
+        """Return the group of each class (C,) on a device."""
+        return self._copied(device)["groups"]
+
+    def _copied(self, device: torch.device) -> dict[str, Tensor]:
+        """Return groups and sizes on a device, copied there once for each cut: a GPU is waited for at each copy."""
+        if self._copies is None or self._copies[0] is not self.groups or self._copies[1] != device:
+            values = {"groups": self.groups} | self.sizes
+            self._copies = self.groups, device, {name: torch.as_tensor(value, device=device) for name, value in values.items()}
+        return self._copies[2]
 
     @torch.no_grad()
     def gradient(self, weights: Tensor | None = None) -> Gradient:
@@ -137,7 +149,7 @@ class Preservation:
     def _factors(self, weights: Tensor | None) -> Tensor:
         """Return, of each group j, sum over g != j of w_g, over |G^j|: (G,)."""
         weights = torch.ones_like(self.fisher[:, 0]) if weights is None else weights.to(self.fisher)
-        size = torch.as_tensor(self.sizes[self.rule.penalty_size], device=weights.device).to(weights)
+        size = self._copied(weights.device)[self.rule.penalty_size].to(weights)
         return (weights.sum() - weights) / size
 
     def observe(self, data: LongTailData, epochs_done: int) -> None:
