@@ -43,11 +43,9 @@ def lines(runs: Comparison, options: Options) -> pd.DataFrame:
 
 def planes(runs: Comparison, options: Options) -> pd.DataFrame:
     """Return opt, surface, group, alpha, beta and loss of the plane that is drawn."""
-    name = options.surface or runs.surface_names(2, options.epoch)[0]
     parts = []
-    for opt in runs.optimizers:
-        plane = runs.surface(opt, name)
+    for opt, plane in surface.planes_of(runs, options).items():
         alpha, beta = (axis.ravel() for axis in np.meshgrid(plane.alpha, plane.beta, indexing="ij"))
-        parts += [pd.DataFrame({"opt": opt, "surface": name, "group": group, "alpha": alpha, "beta": beta,
+        parts += [pd.DataFrame({"opt": opt, "surface": plane.name, "group": group, "alpha": alpha, "beta": beta,
                                 "loss": surface.plane_of(plane, group).ravel()}) for group in runs.present(options.groups)]
     return pd.concat(parts).set_index("opt")

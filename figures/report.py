@@ -19,6 +19,7 @@ from figures.glossary import QUANTITIES, WORDS
 from figures.markup import Markup, embedded, from_math, joined, table, tag
 from figures.options import Options
 from figures.overview import TITLE
+from figures.surface import plane_name
 
 QUESTION = ("Trained on many images of a few classes and few of many, a network can stop where the loss of the rare classes "
             "still curves downwards, which the average over all classes hides. Did these runs leave such saddle points, for the "
@@ -113,7 +114,7 @@ def _surface(runs: Comparison, options: Options, turning: Markup | None, refused
 
 
 def _interactive(runs: Comparison, options: Options) -> Markup:
-    return interactive.section(runs, options.surface or runs.surface_names(2, options.epoch)[0])
+    return interactive.section(runs, plane_name(runs, options))
 
 
 def _tried(name: str, make: Callable[[], Markup], refused: dict[str, str], told: Told) -> Markup | None:

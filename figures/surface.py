@@ -226,11 +226,16 @@ def _limit_to_measured(ax: Axes, losses: Sequence[np.ndarray]) -> None:
 
 
 def planes_of(runs: Comparison, options: Options) -> dict[str, Surface]:
-    """Return the plane that was asked for, or the first that every optimizer has, by optimizer; RecordError if they differ."""
-    name = options.surface or min(runs.surface_names(2, options.epoch), key=lambda name: _shows_path(runs, name))
+    """Return the plane called `plane_name` by optimizer; RecordError if they differ."""
+    name = plane_name(runs, options)
     planes = {opt: runs.surface(opt, name) for opt in runs.optimizers}
     check_same_view(planes.values())
     return planes
+
+
+def plane_name(runs: Comparison, options: Options) -> str:
+    """Return the plane that was asked for, or the first that every optimizer has: picture, table and page show the same one."""
+    return options.surface or min(runs.surface_names(2, options.epoch), key=lambda name: _shows_path(runs, name))
 
 
 def _shows_path(runs: Comparison, name: str) -> bool:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from fabricated_runs import fake_runs
+from fabricated_runs import fake_run, fake_runs
 
 from checkpoints.comparison import compare
-from figures import Options, draw, drawn
+from figures import Options, draw, drawn, surface
 from figures.catalogue import CATALOGUE
 from figures.surface import quadratic_prediction
 
@@ -47,3 +47,10 @@ def test_planes_hold_every_point_of_the_plane_drawn(runs):
     grid = table.pivot(index="alpha", columns="beta", values="loss")
     np.testing.assert_array_equal(grid.to_numpy(), record.loss[1])
     np.testing.assert_array_equal(grid.columns, record.beta)
+
+
+def test_a_plane_through_checkpoints_comes_after_others_in_the_table_as_in_the_picture():
+    both = compare([fake_run("sgd", 0, groups=(), measures=True)])
+    assert both.surface_names(2) == ["path-plane", "random-plane"]      # by name, the path comes first
+    assert set(drawn.planes(both, Options())["surface"]) == {surface.plane_name(both, Options())} == {"random-plane"}
+    assert set(drawn.planes(both, Options(surface="path-plane"))["surface"]) == {"path-plane"}

@@ -16,7 +16,7 @@ from checkpoints.errors import RecordError
 from checkpoints.records import Checkpoint, Curvature, Surface
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
-from figures import Options, interactive, report
+from figures import Options, interactive, report, surface
 from figures.cautions import cautions
 from figures.markup import EMPTY
 
@@ -259,3 +259,11 @@ def test_options_reach_the_page(quick):
     runs = compare(fake_runs(("sgd",), (0, 1), epochs=(0, 60), probes=2, steps=6))
     made = Seen(report.page_of(runs, Options(epoch=0, groups=("tail",), level=0.5), still=True).html)
     assert "Verdicts after epoch 0" in made.text and "50 % t interval" in made.text and "sgd-0, head" not in made.text
+
+
+def test_the_plane_that_turns_is_the_one_of_the_still_picture(quick):
+    runs = compare([fake_run("sgd", 0, epochs=(60,), probes=1, steps=4, measures=True)])
+    assert len(runs.surface_names(2)) == 2
+    numbers = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', report.page_of(runs).html, re.S)[1]
+    still = next(iter(surface.planes_of(runs, Options()).values()))
+    assert json.loads(numbers)["name"] == still.name == "random-plane"
