@@ -9,7 +9,7 @@ A perturbation has the color of its optimizer and the line style of the group wh
 of SSE-SAM climb the same gradient: their directions, and so their lines, are one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,9 +32,10 @@ FOLLOWS = {"sam": "all", "imbsam": "tail", "ssesam_head": "head", "ssesam_tail":
 WIDE = {"imbsam": 2.4}    # points: a line that another covers is seen beneath it
 TOLERANCE = 0.1          # of a predicted amplification that an eigenvector's residual may make up
 NULL_LINE = (0, (5, 2))
-REGIONS = ((0.0, 1.0, "o", r"$\rho'|\lambda|$ below 1: shrinks"),
-           (1.0, 2.0, "^", r"1 to 2: shrinks, flips sign"),
-           (2.0, np.inf, "s", r"above 2: amplifies, flips sign"))
+REGIONS = {"shrinks": ("o", r"$\rho'|\lambda|$ below 1: shrinks"),      # the record's word -> marker, its legend
+           "shrinks, sign flipped": ("^", "1 to 2: shrinks, flips sign"),
+           "amplifies, sign flipped": ("s", "above 2: amplifies, flips sign"),
+           "none": ("d", r"no region: another loss climbed, or $\lambda \geq 0$")}
 DIRECTIONS = {"full": "full", "projected": "along\nglobal", "removed": "without\nglobal"}
 ABLATED = {"share": r"$\Vert \hat g_g \Vert / \Vert g_g \Vert$", "alignment": r"$|\cos(\hat g_g, v_{\min})|$",
            "rise": "rise of loss\n[nats]"}
@@ -104,15 +105,17 @@ def perturbation_name(name: str) -> str:
 
 
 def amplification_table(runs: Comparison, options: Options) -> pd.DataFrame:
-    """Return every point: opt, seed, epoch, group, perturbation, pair, predicted, measured, region, reliable.
+    """Return every point: opt, seed, epoch, group, perturbation, pair, predicted, measured, region, strength, reliable.
 
-    Not reliable is a point whose component is within rounding, or whose eigenvector was not found well enough to predict it.
+    region is the record's: the law has regions of strength, rho'|lambda|, only where an ascent climbs the group's own loss and
+    lambda < 0; elsewhere, and in records from before regions were stored, it is "none". Not reliable is a point whose component
+    is within rounding, or whose eigenvector was not found well enough to predict it.
     """
     table = measured.rows(runs, "amplification", None if options.epoch is None else [options.epoch])
     strength = table["effective_rho"] * table["eigenvalue"].abs()
-    words = [next(text for low, high, _, text in REGIONS if low <= value < high) for value in strength.fillna(0.0)]
     sure = (table["reliable"] > 0) & (table.get("predicted_error", 0.0) <= TOLERANCE * table["predicted"].abs().clip(lower=1.0))
-    return table.assign(strength=strength, region=[text.partition(": ")[2] for text in words], reliable=sure.astype(float))
+    region = table["region"].fillna("none") if "region" in table else "none"
+    return table.assign(region=region, strength=strength, reliable=sure.astype(float))
 
 
 def draw_amplification(runs: Comparison, options: Options) -> Figure:
@@ -132,15 +135,15 @@ def draw_amplification(runs: Comparison, options: Options) -> Figure:
             r"\langle v, \nabla L \rangle$, $\rho' = \rho / \Vert \nabla L \Vert$; "
             f"{style.describe(runs)}, epochs {epochs}, every seed a point; unreliable: component within rounding or eigenvector "
             "not quite found")
-    style.shared_legend(made.figure, _amplification_handles(used), text, columns=4)
+    style.shared_legend(made.figure, _amplification_handles(used, set(table["region"])), text, columns=4)
     return made.figure
 
 
 def plot_amplification(ax: Axes, table: pd.DataFrame) -> dict:
     """Draw measured against predicted on axes that are linear within one and logarithmic beyond; return the artists.
 
-    Columns perturbation, predicted, measured, strength, reliable. The shape of a marker is its region of rho'|lambda|; those
-    not reliable are hollow. Crosses are amplifications by an infinitesimal ascent, column tangent: they tell a wrong prediction
+    Columns perturbation, predicted, measured, region, reliable. The shape of a marker is its region of REGIONS; those not
+    reliable are hollow. Crosses are amplifications by an infinitesimal ascent, column tangent: they tell a wrong prediction
     from a radius beyond the law. The ground where the factor shrinks is gray.
     """
     for axis in (ax.set_xscale, ax.set_yscale):
@@ -153,11 +156,9 @@ def plot_amplification(ax: Axes, table: pd.DataFrame) -> dict:
         if "tangent" in part:
             ax.plot(part["predicted"], part["tangent"], linestyle="", marker="x", markersize=3, color=color, markeredgewidth=0.6,
                     zorder=2)
-        for low, high, marker, _ in REGIONS:
-            inside = part[(part["strength"].fillna(0.0) >= low) & (part["strength"].fillna(0.0) < high)]
-            for sure, rows in inside.groupby(inside["reliable"] > 0):
-                points += ax.plot(rows["predicted"], rows["measured"], linestyle="", marker=marker, markersize=3.2, color=color,
-                                  markerfacecolor=color if sure else "white", markeredgewidth=0.7, alpha=0.8, zorder=3)
+        for (region, sure), rows in part.groupby(["region", part["reliable"] > 0]):
+            points += ax.plot(rows["predicted"], rows["measured"], linestyle="", marker=REGIONS[region][0], markersize=3.2,
+                              color=color, markerfacecolor=color if sure else "white", markeredgewidth=0.7, alpha=0.8, zorder=3)
     return {"points": points, "diagonal": diagonal, "shrinks": shrinks}
 
 
@@ -255,13 +256,14 @@ def _alignment_handles(names: Sequence[str], table: pd.DataFrame) -> list[Line2D
     return [*handles, Line2D([], [], color=style.MUTED, linestyle=NULL_LINE, label="random direction")]
 
 
-def _amplification_handles(names: Sequence[str]) -> list:
+def _amplification_handles(names: Sequence[str], regions: Collection[str]) -> list:
     opts = dict.fromkeys(name.partition("_")[0] for name in names)
     handles = [Line2D([], [], color=style.look(opt).color, linestyle="", marker="o", label=style.look(opt).name) for opt in opts]
     handles += [Line2D([], [], color=style.MUTED, linestyle="", marker="o", markerfacecolor="white", label="unreliable"),
                 Line2D([], [], color=style.MUTED, linestyle="", marker="x", markersize=3.5, label=r"$\rho \to 0$"),
                 Patch(color="#EEEEEE", label="|predicted| < 1")]
-    handles += [Line2D([], [], color=style.MUTED, linestyle="", marker=marker, label=text) for _, _, marker, text in REGIONS]
+    handles += [Line2D([], [], color=style.MUTED, linestyle="", marker=marker, label=text)
+                for region, (marker, text) in REGIONS.items() if region in regions]
     return [*handles, Line2D([], [], color="black", linewidth=0.7, label="measured = predicted")]
 
 

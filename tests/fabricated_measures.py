@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
+from analysis.measures.perturbations import region
 from checkpoints.records import Measurement
 
 SIZE = 4000
@@ -60,6 +61,7 @@ def amplification(opt, epoch, groups, rng, pairs=4) -> Measurement:
                 factor = 1.0 if follows == group else float(rng.normal(0, 1.5))
                 predicted = 1 + eigenvalue * effective * factor
                 rows.append({"group": group, "perturbation": name, "pair": pair, "eigenvalue": eigenvalue,
+                             "region": region(effective * -eigenvalue) if follows == group else "none",
                              "component": float(rng.normal(0, 1e-3)), "predicted": predicted,
                              "measured": predicted + 0.05 * (predicted - 1) ** 2 * rng.normal(), "effective_rho": effective,
                              "reliable": float(pair < pairs - 1)})

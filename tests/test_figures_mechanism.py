@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
+from analysis.measures.perturbations import region
 from analysis.spectra.quadrature import t_interval
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
@@ -52,12 +53,13 @@ def test_perturbations_look_like_their_optimizer_and_the_group_they_follow():
 
 
 def test_amplification_points_are_marked_by_region_and_hollow_where_unreliable():
-    table = pd.DataFrame({"perturbation": "sam", "predicted": [0.5, -0.5, -3.0, 0.9], "measured": [0.4, -0.6, -3.5, 0.7],
-                          "strength": [0.5, 1.5, 4.0, 0.1], "reliable": [1.0, 1.0, 1.0, 0.0]})
+    table = pd.DataFrame({"perturbation": "sam", "predicted": [0.5, -0.5, -3.0, 0.9, 2.5],
+                          "measured": [0.4, -0.6, -3.5, 0.7, 2.0], "reliable": [1.0, 1.0, 1.0, 0.0, 1.0],
+                          "region": [region(0.5), region(1.5), region(4.0), region(0.1), "none"]})
     artists = mechanism.plot_amplification(style.new_figure(2).subplots(), table)
     found = {(points.get_marker(), points.get_markerfacecolor() == "white"): list(points.get_xdata())
              for points in artists["points"]}
-    assert found == {("o", False): [0.5], ("o", True): [0.9], ("^", False): [-0.5], ("s", False): [-3.0]}
+    assert found == {("o", False): [0.5], ("o", True): [0.9], ("^", False): [-0.5], ("s", False): [-3.0], ("d", False): [2.5]}
     np.testing.assert_array_equal(artists["diagonal"].get_xdata(), artists["diagonal"].get_ydata())
 
 
@@ -73,8 +75,25 @@ def test_every_finite_point_of_every_panel_is_in_view_on_one_scale(runs):
 
 @pytest.mark.parametrize("strength, words", [(0.5, "below 1"), (1.0, "1 to 2"), (2.0, "above 2"), (50.0, "above 2")])
 def test_regions_split_at_one_and_two(strength, words):
-    _, _, _, text = next(region for region in mechanism.REGIONS if region[0] <= strength < region[1])
-    assert words in text
+    assert words in mechanism.REGIONS[region(strength)][1]
+
+
+def test_the_region_of_the_record_is_kept_and_none_where_the_law_has_no_regions(runs):
+    table = mechanism.amplification_table(runs, Options())
+    stored = [word for member in runs.everyone for epoch in (0, 60)
+              for word in member.measurement("amplification", epoch).labels["region"]]
+    assert sorted(table["region"]) == sorted(stored)
+    foreign = table["perturbation"].map(mechanism.FOLLOWS) != table["group"]
+    assert foreign.any() and set(table["region"][foreign]) == {"none"}
+    own = table[~foreign]
+    assert list(own["region"]) == [region(value) for value in own["strength"]]      # every eigenvalue here is negative
+
+
+def test_records_from_before_regions_were_stored_have_none():
+    run = fake_run("sgd", 0, **FEW)
+    for record in run.records("measurement"):
+        record.labels.pop("region", None)
+    assert set(mechanism.amplification_table(compare([run]), Options())["region"]) == {"none"}
 
 
 def test_what_is_left_of_a_gradient_is_a_bar_a_direction_and_group(runs):
