@@ -17,7 +17,8 @@ from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from landscape.errors import InputError
 from landscape.family import FAMILY, method
-from landscape.losses import LOSSES
+from landscape.losses import LOSSES, loss_options
+from landscape.recipes import published
 from scripts.cli import main
 from scripts.study_plan import Study
 from scripts.study_presets import DIGITS
@@ -231,6 +232,40 @@ def test_the_family_study_has_every_optimizer_and_the_losses_that_papers_compare
 def test_the_kept_study_files_are_studies(file):
     study = Study.read(str(file))
     assert study.name == file.stem and len(study.runs()) == len(study.methods) * len(study.seeds)
+
+
+def runs_of(name):
+    """Return the configurations of a kept family study by method."""
+    study = Study.read(str(ROOT / "docs" / "studies" / f"{name}-family.toml"))
+    return {method: run.config for method, run in zip(study.methods, study.runs())}
+
+
+@pytest.mark.parametrize("name, focal, sam_rho, margin", [
+    ("cifar10-lt", (0.2, 3.0, 0.5), 0.8, 0.5), ("cifar100-lt", (0.3, 3.2, 0.8), 0.8, 0.5),
+    ("imagenet-lt", (0.1, 0.8, 0.8), 0.1, 0.3), ("inaturalist18", (0.2, 2.0, 1.1), 0.1, 0.3)])
+def test_the_family_studies_have_the_options_that_papers_record_for_their_data(name, focal, sam_rho, margin):
+    """Focal-SAM: rho, gamma and lambda of Li et al. 2025; SAM with LDAM-DRW: Rangwani et al. 2022; most epochs' of a schedule."""
+    runs = runs_of(name)
+    own = runs["focalsam"]
+    assert (own.rho, own.opt_options["focal_gamma"], own.opt_options["focal_weight"]) == focal
+    assert runs["sam-ldam-drw"].rho == sam_rho and runs["sam"].rho == runs["friendlysam"].rho == 0.05
+    for method in ("ldam-drw", "sam-ldam-drw"):
+        run = runs[method]
+        assert (loss_options("LDAM") | dict(run.loss_options))["max_m"] == margin
+        assert run.drw_epoch == round(run.epochs * (0.8 if name.startswith("cifar") else 2 / 3))
+
+
+@pytest.mark.parametrize("name, found", [
+    ("cifar10-lt", {"bcl": 84.3, "gkp-gsa": 86.3}),
+    ("cifar100-lt", {"bcl": 51.9, "gkp": 52.4, "gsa": 52.7, "gkp-gsa": 53.2, "sgd": 38.4}),
+    ("imagenet-lt", {"bcl": 56.0, "gkp-gsa": 57.9}), ("inaturalist18", {"bcl": 71.8, "gkp-gsa": 74.4})])
+def test_the_family_studies_rows_stand_beside_their_published_numbers(name, found):
+    told = {method: published(config.stored()).get("all") for method, config in runs_of(name).items()}
+    assert {method: value for method, value in told.items() if value is not None} == found
+
+
+def test_the_cifar_100_study_begins_with_bcl_and_gkp_gsa():
+    assert list(runs_of("cifar100-lt"))[:2] == ["bcl", "gkp-gsa"]
 
 
 def test_methods_of_one_optimizer_are_told_apart_by_the_setting_named():
