@@ -72,32 +72,40 @@ def verdict_cell(row: pd.Series) -> str:
 
 
 def escape_epochs_table(runs: Comparison, options: Options) -> pd.DataFrame:
-    """Return one row a run and group: low, high, last, again, words."""
-    return history.escape_frame(runs, runs.present(options.groups)).set_index(["group", "opt", "seed"])
+    """Return one row a run and group: low, high, last, again, words; of all seeds over_seeds, its low and high, and escaped.
+
+    The last four are those of `analysis.findings.history.escape_table`, the same in the row of every seed.
+    """
+    groups = runs.present(options.groups)
+    pooled = history.escape_table(runs, groups, options.level)[["value", "low", "high", "escaped", "num_seeds"]]
+    named = pooled.rename(columns={"value": "over_seeds", "low": "over_seeds_low", "high": "over_seeds_high"})
+    return history.escape_frame(runs, groups).join(named, on=["group", "opt"]).set_index(["group", "opt", "seed"])
 
 
 def draw_escape_epochs(runs: Comparison, options: Options) -> Figure:
     """Draw when no negative curvature was found any more: a panel a group, a lane an optimizer, a line a seed."""
     groups = runs.present(options.groups)
     frame, table = history.escape_frame(runs, groups), history.escape_table(runs, groups, options.level)
-    made = panels([""], groups, 0.5 + 0.32 * len(runs.optimizers), top=1.0, first=1.0, each=3.0, share_y="all")
-    for (_, group), ax in made.axes.items():
+    across = ([""], groups) if style.most_columns() > 2 else (groups, [""])     # words want a narrow page's width
+    made = panels(*across, 0.5 + 0.32 * len(runs.optimizers), top=1.0, first=1.0, each=3.0, share_y="all")
+    for key, ax in made.axes.items():
+        group = "".join(key)
         for lane, opt in enumerate(reversed(runs.optimizers)):
             plot_escape(ax, frame[(frame["opt"] == opt) & (frame["group"] == group)], lane, style.look(opt).color)
             ax.annotate(_escape_words(table.loc[(group, opt)]), (0, lane + 0.34), xycoords=("axes fraction", "data"), va="center",
                         xytext=(3, 0), textcoords="offset points", fontsize=style.SMALL, color=style.MUTED)
         ax.set_xlim(0, 1.06 * frame["last"].max())
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    made["", groups[0]].set_ylim(-0.5, len(runs.optimizers) - 0.4)
-    for key, ax in made.axes.items():
+        ax.set_ylim(-0.5, len(runs.optimizers) - 0.4)
         ax.set_yticks(range(len(runs.optimizers)), [style.look(opt).name for opt in reversed(runs.optimizers)])
         ax.tick_params(axis="y", length=0)
         for label, opt in zip(ax.get_yticklabels(), reversed(runs.optimizers)):
             label.set_color(style.look(opt).color)
-    made.name({}, group_names(groups))
+    made.name(group_names(groups), group_names(groups))
     made.label_x("epoch")
+    spread = f"; mean of the middle between checkpoints [{100 * options.level:g} % t interval over seeds, of their ends]"
     text = (f"first checkpoint at which no negative curvature is found above resolution; {style.describe(runs)}; each line a "
-            "seed")
+            f"seed{spread if _pooled(table).any() else ''}")
     style.shared_legend(made.figure, _escape_handles(), text)
     return made.figure
 
@@ -198,9 +206,15 @@ def _escape_handles() -> list[Line2D]:
 
 
 def _escape_words(row: pd.Series) -> str:
-    """Return in how many seeds it happened, and by which epoch."""
+    """Return in how many seeds it happened and when: by which epoch in the only one, on average where all of several did."""
     by = f" by epoch {row['high']:g}" if row["escaped"] == row["num_seeds"] == 1 else ""
-    return f"{int(row['escaped'])} of {int(row['num_seeds'])} within {row['last']:g} epochs{by}"
+    mean = f": {row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" if _pooled(row) else ""
+    return f"{int(row['escaped'])} of {int(row['num_seeds'])} within {row['last']:g} epochs{by}{mean}"
+
+
+def _pooled(table: pd.DataFrame | pd.Series) -> pd.Series | bool:
+    """Return of which rows the mean over seeds is known: every one of several seeds escaped."""
+    return (table["num_seeds"] > 1) & (table["escaped"] == table["num_seeds"])
 
 
 def _resolution(value: float) -> str:

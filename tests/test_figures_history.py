@@ -49,6 +49,32 @@ def test_an_escape_is_drawn_between_its_checkpoints_and_a_censored_one_as_an_arr
         == ["1 of 1 within 40 epochs by epoch 30", "1 of 2 within 40 epochs"]
 
 
+@pytest.mark.parametrize("width", style.WIDTHS)
+def test_the_mean_over_seeds_and_its_interval_are_written_and_exported(width):
+    runs = compare([escaping("sgd", 0, 20), escaping("sgd", 1, 30), escaping("sgd", 2, 30)])
+    row = numbers.escape_table(runs, ("tail",)).loc[("tail", "sgd")]
+    with style.context(width=width):
+        figure = history.draw_escape_epochs(runs, Options(groups=("tail",), width=width))
+        figure.canvas.draw()
+    words = [text for text in figure.axes[0].texts if "within" in text.get_text()]
+    assert [text.get_text() for text in words] == [f"3 of 3 within 40 epochs: 21.7 [{row['low']:.1f}, {row['high']:.1f}]"]
+    assert words[0].get_window_extent().x1 <= figure.bbox.x1        # also in one column
+    assert "95 % t interval over seeds" in figure.legends[0].get_title().get_text().replace("\n", " ")
+    table = history.escape_epochs_table(runs, Options(groups=("tail",)))
+    assert list(table["high"]) == [20, 30, 30]      # a row a seed, as before
+    for name, column in (("value", "over_seeds"), ("low", "over_seeds_low"), ("high", "over_seeds_high")):
+        assert list(table[column]) == [row[name]] * 3
+
+
+def test_a_mean_that_is_censored_is_not_written(escapes):
+    table = history.escape_epochs_table(escapes, Options(groups=("tail",)))
+    two = table.xs("sgd", level="opt")
+    assert two["over_seeds"].isna().all() and (two["over_seeds_high"] == np.inf).all()
+    with style.context():
+        figure = history.draw_escape_epochs(escapes, Options(groups=("tail",)))
+    assert "t interval" not in figure.legends[0].get_title().get_text()
+
+
 def test_what_decides_nothing_at_the_end_is_a_question_mark(escapes):
     frame = numbers.escape_frame(escapes, ("tail",)).iloc[:1].assign(low=20.0)
     with style.context():
