@@ -196,11 +196,12 @@ class _Run:
         average_running_statistics(self.model, self.processes)
         if train_loss is None:
             return None
+        reported = self.optimizer.report()      # of this epoch: from here on it is the next one's
         self.optimizer.end_epoch()
         self.optimizer.observe(self.data)
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "head_rho": radii.get("head", radii.get("all")),
                "tail_rho": radii.get("tail", radii.get("all")), "seconds": self.partial.seconds + time.perf_counter() - start}
-        row |= self.optimizer.report()
+        row |= reported
         self.partial = PartialEpoch()
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.num_epochs:
             row |= self.processes.on_first(lambda: evaluate(self.model, self.data, self.groups))

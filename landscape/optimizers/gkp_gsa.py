@@ -131,7 +131,10 @@ class GKPGSA(GroupSAM):
             self.preservation.observe(data, self.epochs_done)
 
     def report(self) -> dict[str, float]:
-        """Return alpha and the penalty, the sum of L_gkp^g, as they are now, and the lengths of the last step's ascents."""
+        """Return alpha and the penalty, the sum of L_gkp^g, as they are now, and the lengths of the last step's ascents.
+
+        A training asks before `end_epoch`: a row has its epoch's alpha, and the penalty of its anchors at its end.
+        """
         lengths = {f"ascent/{name}": float(length) for name, length in self.lengths.items()}
         return {"alpha": self.alpha, "gkp_penalty": self.preservation.value()} | lengths
 

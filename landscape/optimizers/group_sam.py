@@ -193,7 +193,7 @@ class GroupSAM(Optimizer):
         """Look at the training data (LongTailData) before the first epoch and after each; a form that learns from them does."""
 
     def report(self) -> dict[str, float]:
-        """Return columns for an epoch's row of metrics, by name."""
+        """Return columns for an epoch's row of metrics, by name; asked after its last step, before `end_epoch`."""
         return {}
 
     def arrays(self) -> dict[str, Any]:
