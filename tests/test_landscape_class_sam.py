@@ -1,18 +1,20 @@
 """Focal-SAM, CC-SAM, ASAM and Friendly-SAM against their formulas written out, and what they reduce to."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from test_landscape_optimizers import INPUTS, LABELS, make_base, make_net
+from test_landscape_optimizers import INPUTS, LABELS, Counted, make_base, make_net
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.optimizers import ASAM, SAM, SGD, FriendlySAM, GroupSAM, ImbSAM
 from landscape.optimizers.cc_sam import CCSAM
-from landscape.optimizers.cc_sam_second import adversarial_share, class_weights, first_epoch
+from landscape.optimizers.cc_sam_second import adversarial_lengths, adversarial_share, class_weights, first_epoch
 from landscape.optimizers.focal_sam import FocalSAM
 from landscape.optimizers.scaling import class_radius
 
@@ -243,7 +245,10 @@ BAD = {
     "class_counts has shape (1, 3)": lambda b, n: FocalSAM(b, n, [[1, 2, 3]]),
     "second_stage=1.5 is out of range: expected 0 <= second_stage <= 1": lambda b, n: CCSAM(b, n, [9, 5, 2], second_stage=1.5),
     "adversarial=-1 is out of range": lambda b, n: CCSAM(b, n, [9, 5, 2], adversarial=-1),
-    "perturb=network has no second stage": lambda b, n: CCSAM(b, n, [9, 5, 2], perturb="network", second_stage=0.5),
+    "adversarial_length='plain' is unknown: expected one of rarity, equal": (
+        lambda b, n: CCSAM(b, n, [9, 5, 2], second_stage=0.5, adversarial_length="plain")),
+    "second stage knows one process": (
+        lambda b, n: CCSAM(b, n, [9, 5, 2], perturb="network", second_stage=0.5, processes=Processes(0, 2))),
     "needs a linear last layer of 4 outputs": lambda b, n: CCSAM(b, n, [9, 5, 3, 2]),
 }
 
@@ -274,7 +279,18 @@ def test_a_closure_without_labels_is_told_what_is_missing(make):
         make(make_base(net), net).step(lambda: (closure_of(net)()[0], {}))
 
 
-def second(net, theta, labels, memory, strength=1.7, share=0.4):
+@pytest.mark.parametrize("perturb, counts", [("classifier", (2, 3)), ("network", (4, 6))])
+def test_of_a_mixture_with_the_loss_in_place_a_step_takes_so_many_forwards_and_backwards(perturb, counts):
+    net = make_net()
+    Counted.count.update(forward=0, backward=0)
+
+    def closure():
+        return cross_entropy(Counted.apply(net(INPUTS)), LABELS, reduction="none"), {"labels": LABELS}
+    CCSAM(make_base(net), net, COUNTS, perturb=perturb, flat_ratio=0.3).step(closure)
+    assert (Counted.count["forward"], Counted.count["backward"]) == counts
+
+
+def second(net, theta, labels, memory, strength=1.7, share=0.4, length="rarity"):
     """The second stage written over the features: balanced classes, a share of features moved along their own gradient."""
     counts = torch.tensor(COUNTS).double()
     weights = (counts.sum() / (3 * counts))[labels]
@@ -284,17 +300,37 @@ def second(net, theta, labels, memory, strength=1.7, share=0.4):
     def loss(features):
         return cross_entropy(functional_call(net[2], head, (features,)), labels, reduction="none")
     slope = torch.autograd.grad(loss(z).sum(), z)[0]
-    rarity = ((counts.max() / counts + 0.01).log() / 2)[labels]
+    rarity = {"rarity": (counts.max() / counts + 0.01).log() / 2, "equal": torch.ones(3).double()}[length][labels]
     there = z.detach() + strength * rarity[:, None] * slope / slope.norm(dim=1, keepdim=True)
     whole = (weights * ((1 - share) * loss(z.detach()) + share * loss(there))).mean()
     found = dict(zip(HEAD, torch.autograd.grad(whole, [head["weight"], head["bias"]])))
     return {name: found.get(name) for name in theta}
 
 
+@pytest.mark.parametrize("perturb", ["classifier", "network"])
+@pytest.mark.parametrize("length", ["rarity", "equal"])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 4), slice(4, 10))], ids=["whole", "pieces"])
-def test_the_second_stage_of_cc_sam_takes_the_steps_of_its_formula(pieces):
-    compare(lambda base, net: CCSAM(base, net, COUNTS, second_stage=1.0, adversarial=1.7, adversarial_cap=0.4, total_epochs=1),
-            second, pieces=pieces)
+def test_the_second_stage_of_cc_sam_takes_the_steps_of_its_formula(pieces, length, perturb):
+    options = {"second_stage": 1.0, "adversarial": 1.7, "adversarial_cap": 0.4, "total_epochs": 1, "adversarial_length": length}
+    compare(lambda base, net: CCSAM(base, net, COUNTS, perturb=perturb, **options), partial(second, length=length), pieces=pieces)
+
+
+def test_the_papers_cc_sam_runs_whole_each_class_over_the_network_then_equal_moves_of_the_features():
+    net, direct = make_net(), make_net()
+    optimizer = CCSAM(make_base(net), net, COUNTS, perturb="network", radius_scale=0.2, second_stage=0.5, total_epochs=4,
+                      adversarial=1.7, adversarial_length="equal")
+    base, stages = make_base(direct), []
+    for epoch in range(4):
+        stages.append(optimizer.stage)
+        optimizer.step(closure_of(net))
+        formula = cc(EVERYTHING, 0.2, 1.0) if epoch < 2 else partial(second, share=(epoch - 1) / 2, length="equal")
+        found = formula(direct, {name: p.detach() for name, p in direct.named_parameters()}, LABELS, {})
+        for name, p in direct.named_parameters():
+            p.grad = found[name]
+        base.step()
+        optimizer.end_epoch()
+    assert stages == [1, 1, 2, 2] and optimizer.compiles is False
+    assert all(torch.allclose(p, q, rtol=0, atol=1e-12) for p, q in zip(net.parameters(), direct.parameters()))
 
 
 def test_the_second_stage_leaves_the_backbone_and_running_statistics_alone():
@@ -320,5 +356,6 @@ def test_the_second_stage_comes_at_the_end_and_the_share_of_moved_features_grows
 
 
 def test_of_equal_classes_the_second_stage_moves_next_to_nothing_and_weighs_all_alike():
-    weights, rarity = class_weights(torch.tensor([7.0, 7.0, 7.0]).double())
+    images = torch.tensor([7.0, 7.0, 7.0]).double()
+    weights, rarity = class_weights(images), adversarial_lengths(images, "rarity")
     assert weights.tolist() == [1.0] * 3 and (rarity == math.log(1.01) / 2).all()

@@ -16,9 +16,10 @@ sum of class c's losses / |B|. Two ways, `perturb`:
 Z = 0.01 is our choice, GKP-GSA's best for the same radius: Z = 1, the formula as it stands, gives steps longer than the
 weights; the release has 1e-6, which moves nothing. r is `flat_ratio`: 1 in the paper, 0.3 (CIFAR-10) or 0.5 (CIFAR-100) in
 the release, which pairs it with mixup. The release takes norms of each tensor apart and ||w|| of the same; here both are of
-all of w, as in the formula. `second_stage` is the fraction of epochs, at the end, that `cc_sam_second` takes over: 30 of 230 in
-the release, 0 here unless asked for. Formulas are third-party summaries of the paper, and agree with the code in all but
-what is said above.
+all of w, as in the formula. `second_stage` is the fraction of epochs, at the end, that `cc_sam_second` takes over after either
+way: 30 of 230 in the release, 0 here unless asked for. With r < 1 the classifier's way needs the gradient in place too, a third
+backward; the network's has it already. The paper's method whole is perturb=network, a second stage and adversarial_length=equal.
+Formulas are third-party summaries of the paper, and agree with the code in all but what is said above.
 """
 
 import math
@@ -32,9 +33,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.batchnorm import running_statistics_held
+from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.optimizers.ascent import Gradient, WeightedMean, add, hand_over, norm, times
-from landscape.optimizers.cc_sam_second import adversarial_share, class_weights, first_epoch, second_stage_gradient
+from landscape.optimizers.cc_sam_second import (LENGTHS, adversarial_lengths, adversarial_share, class_weights,
+                                                first_epoch, second_stage_gradient)
 from landscape.optimizers.closures import Closure, Masks, labels_of, read_answer
 from landscape.optimizers.group_sam import GroupSAM, choice
 from landscape.optimizers.scaling import checked_counts, class_radius
@@ -44,13 +47,14 @@ PERTURB = ("classifier", "network")
 
 def CCSAM(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], *, perturb: str = "classifier",
           radius_scale: float = 0.01, flat_ratio: float = 1.0, second_stage: float = 0.0, adversarial: float = 1.0,
-          adversarial_cap: float = 1.0, total_epochs: int = 200, weighting: str = "batch",
-          **options) -> "ClassConditionalSAM":
+          adversarial_cap: float = 1.0, adversarial_length: str = "rarity", total_epochs: int = 200,
+          weighting: str = "batch", **options) -> "ClassConditionalSAM":
     """Build CC-SAM. Its closure returns losses and {"labels": classes (B,)}; `class_counts` (C,) are training images a class.
 
     `radius_scale` is Z >= 0, `flat_ratio` r in [0, 1]. r = 0 or Z = 0 is SGD. `weighting` does not enter. A class of a
     single image is an InputError, for its n_c - 1 is a divisor. `second_stage` in [0, 1] is the fraction of `total_epochs` that
-    the second stage has, `adversarial` >= 0 its lambda, `adversarial_cap` in [0, 1] the largest share of moved features.
+    the second stage has, `adversarial` >= 0 its lambda, `adversarial_cap` in [0, 1] the largest share of moved features,
+    `adversarial_length` whether lambda is scaled by the class's "rarity", as released, or "equal" for all, as in the paper.
     """
     for name, value in (("second_stage", second_stage), ("adversarial_cap", adversarial_cap), ("flat_ratio", flat_ratio)):
         if not 0 <= value <= 1:
@@ -58,12 +62,12 @@ def CCSAM(optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], *
     for name, value in (("adversarial", adversarial), ("radius_scale", radius_scale)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}={value} is out of range: expected a finite number >= 0")
-    if choice("perturb", perturb, PERTURB) == "network":
-        if second_stage:
-            raise InputError("CC-SAM with perturb=network has no second stage: leave second_stage out, or use perturb=classifier")
-        return NetworkCCSAM(optimizer, model, class_counts, radius_scale, flat_ratio, **options)
-    stage = SecondStage(first_epoch(second_stage, total_epochs), total_epochs, adversarial, adversarial_cap)
-    return ClassifierCCSAM(optimizer, model, class_counts, radius_scale, flat_ratio, stage, **options)
+    stage = SecondStage(first_epoch(second_stage, total_epochs), total_epochs, adversarial, adversarial_cap,
+                        choice("adversarial_length", adversarial_length, LENGTHS))
+    if stage.runs and options.get("processes", Processes()).count > 1:
+        raise InputError("CC-SAM's second stage knows one process: leave second_stage out, or start one process")
+    form = {"classifier": ClassifierCCSAM, "network": NetworkCCSAM}[choice("perturb", perturb, PERTURB)]
+    return form(optimizer, model, class_counts, radius_scale, flat_ratio, stage, **options)
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,58 @@ class SecondStage:
     total_epochs: int
     adversarial: float      # lambda
     cap: float              # of the share of moved features
+    length: str             # of LENGTHS
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is one."""
+        return self.switch < self.total_epochs
 
 
 class ClassConditionalSAM(GroupSAM):
-    """What both ways share: the classes' sizes, the radius, and the mixture with the gradient in place."""
+    """What both ways share: the classes' sizes, the radius, the mixture with the gradient in place, and the second stage."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, class_counts: Sequence[int], radius_scale: float,
-                 flat_ratio: float, radii: dict[str, float], **options):
+                 flat_ratio: float, second: SecondStage, radii: dict[str, float], **options):
         counts = checked_counts(class_counts, "CC-SAM", least=2)
-        self.radius_scale, self.flat_ratio = radius_scale, flat_ratio
+        self.radius_scale, self.flat_ratio, self.second = radius_scale, flat_ratio, second
         super().__init__(optimizer, model, radii, **options)
         self.images = counts.to(self.trained()[0].device)       # (C,) training images a class
+        if second.runs:
+            self.layer, self.compiles = _classifier(model, len(counts)), False      # its inputs are changed by a hook
+
+    @property
+    def stage(self) -> int:
+        """1 before the second stage, 2 in it."""
+        return 1 if self.epochs_done < self.second.switch else 2
+
+    def _second_step(self, closures: Sequence[Closure], scaler) -> Tensor:
+        second, weights = self.second, class_weights(self.images)
+        share = adversarial_share(self.epochs_done, second.switch, second.total_epochs, second.cap)
+        strengths = second.adversarial * adversarial_lengths(self.images, second.length)
+        with running_statistics_held(self.model):
+            loss, gradient = second_stage_gradient(self.layer, closures, weights, strengths, share, scaler)
+        hand_over(self.trained(), gradient)
+        self.base.step() if scaler is None else scaler.step(self.base)
+        return loss
 
 
 class NetworkCCSAM(ClassConditionalSAM):
     """CC-SAM over all parameters: GroupSAM with a group a class and radii that the gradients decide."""
 
-    def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, **options):
+    def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, second: SecondStage, **options):
         names = [_name(c) for c in range(len(checked_counts(class_counts, "CC-SAM")))]
-        super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, dict.fromkeys(names, 1.0), **options)
+        super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, second, dict.fromkeys(names, 1.0), **options)
         self.classes = {name: c for c, name in enumerate(names)}
         self.in_batch: Counter = Counter()      # samples a class in the batch at hand
         self.counting = True
 
+    @torch.no_grad()
     def step(self, *closures: Closure, scaler=None) -> Tensor:
         """Take one step; see GroupSAM.step."""
+        if self.stage == 2:
+            self._together([], closures)
+            return self._second_step(closures, scaler)
         self.in_batch, self.counting, self.pieces, self.in_place = Counter(), True, len(closures), []
         return super().step(*closures, scaler=scaler)
 
@@ -148,8 +179,7 @@ class ClassifierCCSAM(ClassConditionalSAM):
     compiles = False    # the classifier is watched by a hook, which a compiled network does not call
 
     def __init__(self, optimizer, model, class_counts, radius_scale, flat_ratio, second: SecondStage, **options):
-        super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, {"all": 0.0}, **options)
-        self.second = second
+        super().__init__(optimizer, model, class_counts, radius_scale, flat_ratio, second, {"all": 0.0}, **options)
         if self.rule.scaling != "none" or self.direction.sigma:
             raise InputError("CC-SAM with perturb=classifier takes the plain ascent: leave scaling and friendly out, or use "
                              "perturb=network")
@@ -170,20 +200,6 @@ class ClassifierCCSAM(ClassConditionalSAM):
                 total = self._pass([_at(rows, closure, outputs) for rows, closure in zip(cuts, closures)], [["all"]], scaler)[1]
         flat = total[0] if self.flat_ratio == 1 else _mixed(in_place, total[0], self.flat_ratio)
         hand_over(self.trained(), self._descent(flat, scaler))
-        self.base.step() if scaler is None else scaler.step(self.base)
-        return loss
-
-    @property
-    def stage(self) -> int:
-        """1 before the second stage, 2 in it."""
-        return 1 if self.epochs_done < self.second.switch else 2
-
-    def _second_step(self, closures: Sequence[Closure], scaler) -> Tensor:
-        second, (weights, rarity) = self.second, class_weights(self.images)
-        share = adversarial_share(self.epochs_done, second.switch, second.total_epochs, second.cap)
-        with running_statistics_held(self.model):
-            loss, gradient = second_stage_gradient(self.layer, closures, weights, second.adversarial * rarity, share, scaler)
-        hand_over(self.trained(), gradient)
         self.base.step() if scaler is None else scaler.step(self.base)
         return loss
 

@@ -3,8 +3,9 @@
     z_adv = z + s_y grad_z l / ||grad_z l||                  z the classifier's input, one norm a sample
     L     = (1 / |B|) sum over i of w_{y_i} ((1 - a) l(z_i) + a l(z_adv_i)),       w_c = N / (C n_c)
 
-a grows as t / T over the stage's epochs t = 1 ... T, up to a cap; s_c = lambda log(n_max / n_c + 0.01) / 2, as released, is
-next to nothing for the largest class. The release draws batches with equal classes; here batches stay as they are, and the
+a grows as t / T over the stage's epochs t = 1 ... T, up to a cap; s_c is lambda for every class, as the paper has it
+(`adversarial_length` equal), or lambda log(n_max / n_c + 0.01) / 2, as released (rarity), which is next to nothing for the
+largest class. The release draws batches with equal classes; here batches stay as they are, and the
 weights w, which give the same gradient on average, take the place of the drawing. It takes the norm over a class's features
 together, the paper over z (third-party summary), and weighs the moved losses by log(n_max / n_c + 0.01) / 2 again, which is
 left out. The backbone has no gradient, and running statistics rest.
@@ -20,10 +21,17 @@ from torch import Tensor, nn
 from landscape.optimizers.ascent import Gradient, WeightedMean, add, times
 from landscape.optimizers.closures import Closure, labels_of, read_answer
 
+LENGTHS = ("rarity", "equal")
 
-def class_weights(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for class sizes (C,) the weights N / (C n_c) of balanced classes, and log(n_max / n_c + 0.01) / 2."""
-    return images.sum() / (len(images) * images), (images.max() / images + 0.01).log() / 2
+
+def class_weights(images: Tensor) -> Tensor:
+    """Return for class sizes (C,) the weights N / (C n_c) of balanced classes (C,)."""
+    return images.sum() / (len(images) * images)
+
+
+def adversarial_lengths(images: Tensor, length: str) -> Tensor:
+    """Return s_c / lambda (C,) for class sizes (C,): 1, or log(n_max / n_c + 0.01) / 2."""
+    return torch.ones_like(images) if length == "equal" else (images.max() / images + 0.01).log() / 2
 
 
 def adversarial_share(epochs_done: int, switch: int, total_epochs: int, cap: float) -> float:
