@@ -4,7 +4,7 @@ Unconverged and unverified eigenvalues, inexact products, subsets of images, sta
 single seed, results chosen on test images, one probe, losses that are not finite. Each kind is said once, with where it holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from checkpoints.comparison import Comparison, Member
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
-from checkpoints.records import Curvature, Surface
+from checkpoints.records import Curvature, Measurement, Surface
 from checkpoints.staleness import staleness
 from figures import style
 
@@ -35,12 +35,20 @@ def cautions(runs: Comparison, groups: Sequence[str]) -> list[Caution]:
                if record.group in groups]
     surfaces = [(member, surface) for member in runs.everyone for surface in member.surfaces.values()]
     found = [_collected(kind, text, check(records)) for kind, text, check in _OF_CURVATURES]
+    measured = [(member, measure) for member in runs.everyone for measure in member.measurements.values()]
     found.append(_collected("stale", "Records of something else than what is stored now: compute them again",
-                            _stale([*records, *surfaces])))
+                            _stale([*records, *surfaces, *measured])))
     found += [_collected(kind, text, check(surfaces)) for kind, text, check in _OF_SURFACES]
     found += [_collected(kind, text, check(runs)) for kind, text, check in _OF_RUNS]
     order = [kind for kind in _ORDER if any(caution.kind == kind for caution in found)]
     return sorted((caution for caution in found if caution.where), key=lambda caution: order.index(caution.kind))
+
+
+def stale_records(members: Iterable[Member]) -> tuple[str, ...]:
+    """Return where records that were read so far are of something else than what is stored now, and of what."""
+    read = [(member, record) for member in members for kind in ("curvatures", "surfaces", "measurements")
+            for record in vars(member).get(kind, {}).values()]      # cached properties: reading all takes seconds a run
+    return _collected("stale", "", _stale(read)).where
 
 
 def name_of(member: Member) -> str:
@@ -95,15 +103,21 @@ def _one_probe(records: Sequence[tuple[Member, Curvature]]) -> Found:
             yield _place(member, record), ""
 
 
-def _stale(records: Sequence[tuple[Member, Curvature | Surface]]) -> Found:
+def _stale(records: Sequence[tuple[Member, Curvature | Surface | Measurement]]) -> Found:
     for member, record in records:
         try:
             what = staleness(member.run, record) if hasattr(member.run, "provenance") else ""
         except RecordError as error:
             what = str(error)
         if what:
-            where = _place(member, record) if isinstance(record, Curvature) else f"{name_of(member)}, surface {record.name}"
-            yield where, f"of {what}" if what.startswith(("other", "weights")) else what
+            yield _called(member, record), f"of {what}" if what.startswith(("other", "weights")) else what
+
+
+def _called(member: Member, record: Curvature | Surface | Measurement) -> str:
+    if isinstance(record, Curvature):
+        return _place(member, record)
+    kind = "surface" if isinstance(record, Surface) else f"epoch {record.epoch}, measurement"
+    return f"{name_of(member)}, {kind} {record.name}"
 
 
 def _not_finite(surfaces: Sequence[tuple[Member, Surface]]) -> Found:

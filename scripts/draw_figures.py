@@ -58,18 +58,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, and say what was written; with NAME all, say also what could not be drawn, a line for each cause."""
+    """Draw, and say what was written; with NAME all, say also what could not be drawn, a line for each cause.
+
+    Records that were read and are stale get a line each on standard error: they are drawn all the same.
+    """
     from figures.catalogue import CATALOGUE, entry
+    from figures.cautions import stale_records
     names = list(CATALOGUE) if args.name == "all" else [args.name]
     entry(names[0])
     _check_ranges(args)
     folder = args.out or _default_folder(args.runs)
     if (folder / "__init__.py").exists():
         raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
-    written, refused = draw_all(names, open_runs(args.runs), folder, args)
+    members = open_runs(args.runs)
+    written, refused = draw_all(names, members, folder, args)
     if not written and args.name != "all":
         raise RecordError(refused[args.name])
-    _report(args, folder, written, refused)
+    stale = stale_records(members)
+    for where in stale:
+        print(f"stale: {where}: compute it again, then draw again", file=sys.stderr)
+    _report(args, folder, written, refused, stale)
     return 0
 
 
@@ -179,7 +187,8 @@ def _default_folder(paths: list[Path]) -> Path:
     return paths[0].parent / "figures"
 
 
-def _report(args: argparse.Namespace, folder: Path, written: dict[str, list[Path]], refused: dict[str, str]) -> None:
+def _report(args: argparse.Namespace, folder: Path, written: dict[str, list[Path]], refused: dict[str, str],
+            stale: Sequence[str]) -> None:
     for reason in dict.fromkeys(refused.values()):
         print(f"not drawn: {', '.join(name for name in refused if refused[name] == reason)}: {reason}", file=sys.stderr)
     if not written:
@@ -188,4 +197,4 @@ def _report(args: argparse.Namespace, folder: Path, written: dict[str, list[Path
         say(args, f"{name:16} {', '.join(path.name for path in paths)}")
     first = next(iter(written.values()))
     say(args, f"open {next((path for path in first if path.suffix == '.png'), first[0])}")
-    emit_json(args, {"out": folder, "figures": written, "refused": refused})
+    emit_json(args, {"out": folder, "figures": written, "refused": refused, "stale": stale})

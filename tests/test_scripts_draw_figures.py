@@ -9,6 +9,8 @@ from matplotlib import image
 from matplotlib.text import Text
 
 from checkpoints.comparison import compare
+from checkpoints.records import Checkpoint
+from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 from figures import Options
 from figures import draw as render
@@ -50,7 +52,7 @@ def test_json_names_every_file_and_nothing_else_is_printed(study, tmp_path, caps
     assert draw("accuracy_curves", study / "sgd-0", "--out", tmp_path, "--format", "png", "--dpi", 50, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["figures"] == {"accuracy_curves": [str(tmp_path / f"accuracy_curves.{kind}") for kind in ("png", "csv")]}
-    assert document["refused"] == {}
+    assert document["refused"] == {} and document["stale"] == []
 
 
 def test_options_before_the_runs_are_understood(study, tmp_path):
@@ -177,3 +179,20 @@ def test_what_could_not_be_drawn_is_said_when_quiet_too(tmp_path, capsys):
     assert draw("all", run.path, "--quiet") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 2 and lines[-1].endswith("no figure could be drawn")
+
+
+def test_a_stale_record_that_is_drawn_gets_a_line_on_standard_error(tmp_path, capsys):
+    run = fake_runs(("sgd",), (0,), epochs=(60,), probes=1, steps=4)[0]
+    store = RunStore.create(tmp_path / "r", run.config)
+    run.table.to_csv(store.path / "metrics.csv", index=False)
+    weights = Checkpoint(60, {}, {})
+    store.write(weights)
+    for record in run.records("curvature"):
+        inputs = record.provenance["inputs"] | {"checkpoint": "as it was" if record.group == "tail" else content_hash(weights)}
+        store.write(replace(record, provenance={"inputs": inputs}))
+    words = (store.path, "--out", tmp_path / "figures", "--format", "png", "--dpi", 50, "--quiet")
+    assert draw("lambda_min", *words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stale")]
+    assert told == ["stale: r, tail, epoch 60 (of other weights): compute it again, then draw again"]
+    assert draw("accuracy_curves", *words) == 0     # which reads no spectrum
+    assert "stale" not in capsys.readouterr().err
