@@ -6,7 +6,8 @@ the count of the whole batch, is the gradient that one process would find; norms
 bits on every process, and so do all parameters ever after.
 
 BatchNorm mixes the samples of a batch. On GPUs its layers become SyncBatchNorm, whose statistics are the whole batch's; on
-the CPU, where torch has no such layer, each process normalizes with its own part, which is another training.
+the CPU, where torch has no such layer, each process normalizes with its own part, which is another training. That the layers
+are exchanged is tested; no step has been taken with them yet, for torch trains SyncBatchNorm on GPUs alone.
 """
 
 import hashlib

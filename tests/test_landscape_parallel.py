@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from training_ranks import OPTIMIZERS, WEIGHTINGS, continued, measure, network, trained, vector
 
+from landscape.batchnorm import evaluation_mode, normalizers
 from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.optimizers import SSESAM
-from landscape.parallel import batchnorm_note, one_gpu_each, sum_everywhere
+from landscape.parallel import batchnorm_note, one_gpu_each, sum_everywhere, synchronized
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = Processes()
@@ -135,3 +136,22 @@ def test_a_note_is_due_where_shares_are_normalized_apart():
     assert batchnorm_note(network(batchnorm=True), two, cpu)
     assert batchnorm_note(network(batchnorm=True), ALONE, cpu) is None
     assert batchnorm_note(network(batchnorm=True), two, gpu) is None and batchnorm_note(network(), two, cpu) is None
+
+
+def test_on_gpus_batchnorm_becomes_the_layer_of_all_processes_with_its_own_parameters_and_statistics():
+    plain, images = network(batchnorm=True), torch.randn(5, 3, 8, 8)
+    plain(images)       # the running statistics are not those of a new layer
+    held = dict(plain.state_dict(keep_vars=True))
+    with evaluation_mode(plain), torch.no_grad():
+        expected = plain(images)
+    model = synchronized(plain, Processes(0, 2), torch.device("cuda"))
+    assert [type(layer) for layer in normalizers(model)] == [nn.SyncBatchNorm]
+    assert all(tensor is held.pop(name) for name, tensor in model.state_dict(keep_vars=True).items()) and not held
+    with evaluation_mode(model), torch.no_grad():
+        assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("processes, device", [(ALONE, "cuda"), (Processes(0, 2), "cpu")])
+def test_one_process_and_those_on_cpus_keep_their_batchnorm(processes, device):
+    model = synchronized(network(batchnorm=True), processes, torch.device(device))
+    assert [type(layer) for layer in normalizers(model)] == [nn.BatchNorm2d]
