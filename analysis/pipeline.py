@@ -23,14 +23,15 @@ from analysis.spectra.extremes import extreme_eigenpairs
 from analysis.spectra.lanczos import krylov
 from analysis.spectra.quadrature import negative_mass, threshold
 from analysis.spectra.saddle import extreme_ratio
+from analysis.spectra.sampling import whole_group
 from analysis.spectra.spectrum import spectral_density
 from analysis.spectra.trace import TraceEstimate, measure_trace
 from analysis.stored import OtherRecord, called, digest, inputs_of, known
-from analysis.subject import Batches, Subject, group_batches
+from analysis.subject import Batches, Subject, group_batches, group_images, other_batches
 from checkpoints.exactness import INEXACT, inexact, supported
 from checkpoints.journal import Journal
 from checkpoints.provenance import provenance
-from checkpoints.records import Curvature, EigenPairs, Spectrum
+from checkpoints.records import NO_SAMPLE, Curvature, EigenPairs, Estimate, Spectrum
 from checkpoints.store import RunStore
 from landscape.batchnorm import evaluation_mode
 from landscape.distributed import Processes, is_main
@@ -71,11 +72,14 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
 
 
 def build_operator(subject: Subject, batches: Batches, settings: SpectrumSettings, making: Making = Making(),
-                   choice: dict[str, Any] | None = None) -> HessianOperator:
-    """Return the Hessian, or what `settings.operator` names, over some batches at the weights now loaded."""
+                   choice: dict[str, Any] | None = None, *, share: float = 1.0) -> HessianOperator:
+    """Return the Hessian, or what `settings.operator` names, over some batches at the weights now loaded.
+
+    `share` is that of the batches in all that the spectrum is of: one microbatch of many chooses as if it were all of them.
+    """
     return OPERATORS[settings.operator](
         subject.cast(settings.dtype), subject.loss(settings.loss), batches, params=settings.params, fill=True,
-        traces=subject.shared_traces(settings), expected_matvecs=settings.products, **making.keywords(choice or {}))
+        traces=subject.shared_traces(settings), expected_matvecs=round(settings.products / share), **making.keywords(choice or {}))
 
 
 def interrupted(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making = Making()) -> bool:
@@ -99,12 +103,24 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
         spectrum, pairs, trace = _decompose(products, settings, _telling(products, progress, recalled))
     made_from = provenance(inputs=inputs, **_how(products), making=asdict(making), trace=_trace_facts(trace),
                            seconds=time.perf_counter() - started + products.seconds)
+    whole = _whole_group(subject, group, settings, operator, pairs, trace.estimate.value)
     cutoff = threshold([spectrum])
     return supported(Curvature(
         epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
         _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
         float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
-        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from, operator.gradient_error()))
+        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from, operator.gradient_error(), *whole))
+
+
+def _whole_group(subject: Subject, group: str, settings: SpectrumSettings, operator: LinearOperator, pairs: EigenPairs,
+                 trace: float) -> tuple[Estimate, Estimate]:
+    """Return what a subset's Hessian says of the whole group's; unknown where it is that of all images, or inexact."""
+    others = other_batches(subject, group, settings)
+    if not others or not len(pairs.values) or not isinstance(operator, HessianOperator) or operator.engine in INEXACT:
+        return NO_SAMPLE, NO_SAMPLE
+    _, available = group_images(subject, group, settings)
+    return whole_group(operator, pairs.vectors[0], float(pairs.values[0]), trace, others, available,
+                       torch.Generator().manual_seed(settings.seed + 1))
 
 
 def _telling(products: Remembered, progress: Counter | None, recalled: Counter | None) -> Counter | None:

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -118,6 +118,16 @@ def group_batches(subject: Subject, group: str, settings: SpectrumSettings,
     return _batches(subject, split, chosen, settings.batch_size, settings.dtype, augmentation_seed), available
 
 
+def other_batches(subject: Subject, group: str, settings: SpectrumSettings) -> Batches:
+    """Return as many images of a group again, drawn from those that do not enter its Hessian; none where all do."""
+    all_images, _ = group_images(subject, group, replace(settings, max_samples=None))
+    chosen, _ = group_images(subject, group, settings)
+    others = np.setdiff1d(all_images, chosen)
+    picked = _subset(others, len(chosen), (settings.seed, 1))
+    split = getattr(subject.data, settings.split)
+    return _batches(subject, split, picked, settings.batch_size, settings.dtype) if len(picked) else []
+
+
 def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
     """Return the images of all groups in batches; with `max_samples`, so many of head and of tail each.
 
@@ -134,7 +144,7 @@ def surface_batches(subject: Subject, settings: SurfaceSettings) -> Batches:
     return _batches(subject, split, mixed, settings.batch_size, settings.dtype, even=True)
 
 
-def _subset(members: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+def _subset(members: np.ndarray, limit: int | None, seed: int | tuple[int, ...]) -> np.ndarray:
     if limit is None or limit >= len(members):
         return members
     return np.sort(np.random.default_rng(seed).choice(members, limit, replace=False))

@@ -55,7 +55,15 @@ def told(record: Any) -> dict[str, Any]:
     """
     values, later = normal_form(record), added_later(type(record))
     return {name: value for name, value in values.items()
-            if name != "provenance" and not (name in later and np.array_equal(value, later[name]))}
+            if name != "provenance" and not (name in later and _is_default(value, later[name]))}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if not dataclasses.is_dataclass(value):
+        return np.array_equal(value, default)
+    own, absent = normal_form(value), normal_form(default)
+    return all(np.array_equal(own[name], value) or (own[name] != own[name] and value != value)      # NaN equals NaN here
+               for name, value in absent.items())
 
 
 def is_json(kind: Any) -> bool:

@@ -36,6 +36,9 @@ class Estimate:
     kind: str     # residual | quadrature | probes | quadrature+probes | data | seeds
 
 
+NO_SAMPLE = Estimate(float("nan"), float("nan"), float("nan"), 0.95, "data")    # all images were used
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Parameters and buffers of a model after `epoch` epochs, by their state_dict names."""
@@ -98,6 +101,8 @@ class Curvature:
     second_opinion: dict[str, float]    # other libraries' numbers, where asked for; else empty
     provenance: dict[str, Any]
     gradient_error: float = float("nan")    # ||grad L_g - its float64 twin||: rounding; NaN where it was not compared
+    group_curvature: Estimate = NO_SAMPLE   # v'H_g v of all the group's images, v the lowest pair of a subset's H; >= lambda_min
+    group_trace: Estimate = NO_SAMPLE       # tr H_g of all the group's images, from a subset; kind "data"
 
 
 @dataclass(frozen=True, eq=False)

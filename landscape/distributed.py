@@ -122,18 +122,21 @@ class Processes:
     def refuse_different(self, what: str, digest: str, remedy: str = SAME_ON_EVERY_RANK) -> None:
         """Raise everywhere if a hash is not the same on every process."""
         if self.count > 1:
-            digests = self._gather(digest)
+            digests = self.gather(digest)
             if odd := [rank for rank, other in enumerate(digests) if other != digests[0]]:
                 raise InputError(f"{what} of rank {odd[0]} differ from those of rank 0: {remedy}")
 
-    def _gather(self, value: Any) -> list:
+    def gather(self, value: Any) -> list:
+        """Return what every process passed, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
         values = [None] * self.count
         dist.all_gather_object(values, value)
         return values
 
     def _raise(self, failure: Exception | None) -> None:
         own = failure and (isinstance(failure, InputError), _line(failure))
-        found = [(rank, *report) for rank, report in enumerate(self._gather(own)) if report]
+        found = [(rank, *report) for rank, report in enumerate(self.gather(own)) if report]
         kind = InputError if all(is_input for _, is_input, _ in found) else RuntimeError
         rank, _, text = found[0]
         raise kind(f"rank {rank} of {self.count}: {text}") from failure

@@ -32,7 +32,8 @@ def summary(record: Curvature, weight_decay: float | None = None) -> dict:
         "lambda_min": _pair(pairs, 0), "lambda_max": _pair(pairs, -1), "missed_below": _estimate(pairs.missed_below),
         "trace": _estimate(record.trace) | record.provenance.get("trace", {}),
         "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
-        "extreme_ratio": _estimate(record.extreme_ratio), "second_opinion": record.second_opinion,
+        "extreme_ratio": _estimate(record.extreme_ratio), "group_curvature": _estimate(record.group_curvature),
+        "group_trace": _estimate(record.group_trace), "second_opinion": record.second_opinion,
         "agreement": agreement(record), "verdict": verdict.document,
         "num_matvecs": record.provenance.get("num_matvecs"), "seconds": record.provenance.get("seconds")}
 
@@ -88,6 +89,11 @@ def _lines(row: dict) -> list[str]:
         limits = "no interval" if isnan(value["low"] + value["high"]) else f"[{value['low']:.4g}, {value['high']:.4g}]"
         short = "" if value.get("reached", True) else f"; {value['num_matvecs']} products did not reach the error asked for"
         lines.append(f"  {name:14} {value['value']:.5g} {limits} ({value['kind']}, {value['level']:.0%}{short})")
+    curvature, trace = row["group_curvature"], row["group_trace"]
+    if not isnan(curvature["low"]):
+        lines.append(f"  all {row['num_available']} images: lambda_min <= v'Hv {curvature['value']:+.4g} [{curvature['low']:.4g}, "
+                     f"{curvature['high']:.4g}], by images not used; trace [{trace['low']:.4g}, {trace['high']:.4g}] "
+                     f"({curvature['kind']}, {curvature['level']:.0%})")
     lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
     return lines + [f"  pyhessian {'agrees' if same else 'DISAGREES'} on the {name.replace('_', ' ')}, {WITHIN[name]}"
                     for name, same in row["agreement"].items()]

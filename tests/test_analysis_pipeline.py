@@ -273,3 +273,31 @@ def test_a_block_is_stored_under_the_words_of_its_patterns(patterns, name):
 def test_bad_settings_are_named_with_their_range(kind, change, word):
     with pytest.raises(InputError, match=word):
         kind(**change)
+
+
+def test_a_second_group_says_why_its_engine_was_chosen_as_the_first_does(store):
+    subject = Subject.open(store)
+    asked = replace(SETTINGS, num_matvecs=2, max_matvecs=0, seed=9)
+    for label in (subject.data.num_classes - 1, subject.data.num_classes - 2):
+        made = compute_curvature(subject, 2, f"class:{label}", asked, overwrite=True)[0].provenance
+        assert set(made["engine_reasons"]) == {"reverse", "linearized-compiled"}
+
+
+def test_an_operator_expects_the_products_of_its_spectrum_and_a_part_stands_for_the_whole(subject, monkeypatch):
+    expected = []
+    monkeypatch.setitem(pipeline.OPERATORS, "hessian", lambda *_, expected_matvecs, **__: expected.append(expected_matvecs))
+    pipeline.build_operator(subject, [], SETTINGS)
+    pipeline.build_operator(subject, [], SETTINGS, share=0.25)
+    assert expected == [SETTINGS.products, 4 * SETTINGS.products] == [40, 160]
+
+
+def test_of_a_subset_the_record_says_what_images_it_has_not_seen_show_of_the_whole_group(subject):
+    record, _ = compute_curvature(subject, 1, "all", replace(SETTINGS, max_samples=10, seed=3), overwrite=True)
+    vector = torch.as_tensor(record.eigenpairs.vectors[0])
+    whole = pipeline.build_operator(subject, group_batches(subject, "all", replace(SETTINGS, max_samples=None))[0], SETTINGS)
+    exact = float(vector.to(whole.dtype) @ (whole @ vector))
+    assert record.num_samples == 10 < record.num_available
+    assert record.group_curvature.kind == "data" and record.group_curvature.low < exact < record.group_curvature.high
+    assert record.group_trace.value == record.trace.value and record.group_trace.low < record.group_trace.value
+    full, _ = compute_curvature(subject, 1, "tail", SETTINGS, overwrite=True)
+    assert full.num_samples == full.num_available and np.isnan(full.group_curvature.value) and np.isnan(full.group_trace.low)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from analysis.operators import blocks, checks, plan, products
+from analysis.operators import along, blocks, checks, plan, products
 from analysis.operators.batches import Batch, add_bytes, read
 from analysis.operators.kernels import reproducible_kernels
 from analysis.operators.objective import Objective, SampleLosses, Supervised
@@ -93,14 +93,14 @@ class LossOperator(Snapshot):
         """Let the first process choose, and the others check its choice on their own batches."""
         here = self._processes
         chosen = here.together(lambda: self._chosen(self._wishes) if here.rank == 0 else None)
-        self.engine, self.reasons, self.seconds, self._microbatch = here.first(
+        self.engine, self._reasons, self.seconds, self._microbatch = here.first(
             chosen and (chosen.engine, chosen.reasons, chosen.seconds, chosen.products.microbatch))
         if here.count > 1:
             chosen = here.together(lambda: chosen or self._as_first())
         self._products = chosen.products if chosen else None
         if self._unreached:
             names = ", ".join(self._unreached[:3]) + ", ..." * (len(self._unreached) > 3)
-            self.reasons = self.reasons | {"parameters": f"their rows are zero, since the loss does not depend on them: {names}"}
+            self._reasons = self._reasons | {"parameters": f"their rows are zero, since the loss does not depend on them: {names}"}
 
     def _as_first(self) -> plan.Choice | None:
         self._cut(self._microbatch)
@@ -113,6 +113,13 @@ class LossOperator(Snapshot):
             if self.dtype == torch.float64:     # a plainer reason, where it is one
                 checks.refuse_narrow(self._objective, self.theta, self._pieces[0].some(1))
             raise
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why other engines were not taken, and why not everything stays in memory where it ran out, as late as in a product."""
+        notes = self._products.notes if self._products else []
+        told = [self._reasons[plan.IN_MEMORY]] if plan.IN_MEMORY in self._reasons else []
+        return self._reasons | ({plan.IN_MEMORY: "; ".join(dict.fromkeys([*told, *notes]))} if notes else {})
 
     @property
     def choice(self) -> dict[str, str | int]:
@@ -231,6 +238,24 @@ class HessianOperator(LossOperator):
     def _objective_of(self, model: nn.Module, names: tuple[str, ...], shapes: tuple[torch.Size, ...],
                       fixed: dict[str, Tensor]) -> Objective:
         return Objective(model, self._losses, names, shapes, fixed)
+
+    def sample_curvatures(self, v: Tensor, batches: Iterable | None = None) -> Tensor:
+        """Return v'H_i v of every sample's loss (n,) in float64, on the CPU: of all processes' samples, or of other batches'.
+
+        Forward mode over forward mode, about four forward passes. The mean over the operator's own is v'Hv where torch nests
+        forward mode rightly, which is for the caller to compare: see `analysis.operators.along`.
+        """
+        v = v.to(self.device, self.dtype)
+        held = self.batches if batches is None else [piece for place, batch in enumerate(batches) for piece in Batch.of(
+            batch, self.device, self.dtype, place).cut(self.choice["microbatch"])]
+
+        def curvatures(batch: Batch) -> Tensor:
+            def phi(a: Tensor) -> Tensor:
+                return self._objective.sample_losses(self.theta + a * v, batch)
+            return along.each_sample(phi, self.device)[2, :batch.num_samples].detach()
+        with reproducible_kernels(), torch.enable_grad():
+            found = torch.cat([torch.zeros(0, dtype=torch.float64), *(curvatures(batch).cpu() for batch in held)])
+        return found if batches is not None else torch.cat(self._processes.gather(found))
 
 
 def _random_state_kept(device: torch.device):

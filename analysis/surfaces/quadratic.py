@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from analysis.operators.along import Along, each_sample, number
 from analysis.operators.kernels import differentiable_kernels
 from analysis.surfaces.directions import Direction
 from landscape.errors import InputError
 from landscape.parameters import trainable, unflatten
 
 Losses = Callable[[Tensor, Tensor], Tensor]
-Along = Callable[[Tensor], Tensor]      # a -> phi (B,)
 _TOLERANCE = 1e-3       # between two ways, relative to the sum of the samples' magnitudes: float32 loses some digits
 _PIECE = 32             # samples at once: a second derivative in reverse mode keeps two graphs
 _STEP = 1e-4
@@ -69,7 +69,7 @@ def _choose_way(model: nn.Module, loss: Losses, batch: tuple[Tensor, Tensor], di
     phi = _phi(model, loss, *batch, direction)
     slopes = _differences(_phi(model, loss, *batch, direction, torch.float64), labels.device)
     reverse = _tried(lambda: _reverse_over_reverse(phi, torch.zeros_like(labels), 1))
-    forward = _tried(lambda: _each_sample(phi, labels.device))
+    forward = _tried(lambda: each_sample(phi, labels.device))
     if isinstance(reverse, str) and isinstance(forward, str):
         raise InputError(f"this network has no second derivative along a line: {reverse}")
     if not isinstance(reverse, str):
@@ -88,20 +88,13 @@ def _tried(way: Callable[[], Tensor]) -> Tensor | str:
 
 
 def _forward_over_forward(phi: Along, labels: Tensor, num_classes: int) -> Tensor:
-    terms = _each_sample(phi, labels.device)
+    terms = each_sample(phi, labels.device)
     return torch.zeros(3, num_classes, dtype=torch.float64, device=labels.device).index_add_(1, labels, terms)
-
-
-def _each_sample(phi: Along, device: torch.device) -> Tensor:
-    """Return phi_i, phi_i' and phi_i'' at 0, (3, B) in float64."""
-    zero, one = _number(0.0, device), _number(1.0, device)
-    (value, slope), (_, curvature) = torch.func.jvp(lambda a: torch.func.jvp(phi, (a,), (one,)), (zero,), (one,))
-    return torch.stack([value, slope, curvature]).double()
 
 
 def _reverse_over_reverse(phi: Along, labels: Tensor, num_classes: int) -> Tensor:
     total = torch.zeros(3, num_classes, dtype=torch.float64, device=labels.device)
-    a = _number(0.0, labels.device).requires_grad_()
+    a = number(0.0, labels.device).requires_grad_()
     losses = phi(a)
     for label in labels.unique().tolist():
         value = losses[labels == label].sum()
@@ -119,15 +112,10 @@ def _derivative(slope: Tensor, a: Tensor) -> Tensor:
     return torch.zeros_like(slope) if a.grad is None else a.grad
 
 
-def _number(value: float, device: torch.device) -> Tensor:
-    """Return a coordinate: as a number without dimensions it leaves the type of what it multiplies alone."""
-    return torch.tensor(value, dtype=torch.float64, device=device)
-
-
 def _differences(phi: Along, device: torch.device) -> Tensor:
     """Return central differences of the samples' losses, (B,)."""
     with torch.no_grad():
-        ahead, behind = (phi(_number(step, device)).double() for step in (_STEP, -_STEP))
+        ahead, behind = (phi(number(step, device)).double() for step in (_STEP, -_STEP))
     return (ahead - behind) / (2 * _STEP)
 
 
