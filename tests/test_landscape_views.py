@@ -1,6 +1,7 @@
 """Views of an image: the same for the same seed, each drawn on its own, and nobody else's random numbers touched."""
 
 import ast
+import colorsys
 import sys
 from copy import copy
 from pathlib import Path
@@ -67,6 +68,85 @@ def test_some_contrasted_views_are_gray(policy):
     other = policy(images(200), seeded(1))[:, 1]
     gray = (other.amax(1) - other.amin(1) < 1e-5).all(2).all(1)
     assert 0.08 < gray.float().mean() < 0.35        # 0.2, and three standard deviations of 200 draws
+
+
+FIRST_TWO = {32: [["Invert", "Contrast"], ["Rotate", "TranslateX"]],        # Cubuk et al. 2019
+             96: [["Posterize", "Rotate"], ["Solarize", "AutoContrast"]]}
+
+
+@pytest.mark.parametrize("size", FIRST_TWO)
+def test_small_images_have_the_cifar_policy_and_large_ones_imagenets(size):
+    pytest.importorskip("kornia")
+    policies = PolicyViews((size, size)).policies
+    assert len(policies) == 25
+    assert [[type(change).__name__ for change in policy.children()] for policy in policies[:2]] == FIRST_TWO[size]
+
+
+def test_the_first_view_of_a_small_image_loses_a_square_of_half_its_side(policy):
+    plain = copy(policy)
+    plain.policies = [lambda images: images]
+    pixels = images(200).clamp(min=1)
+    before = copy(plain)
+    before.cutout = 0
+    lost = (plain(pixels, seeded(1))[:, 0] != before(pixels, seeded(1))[:, 0]).any(1)      # (B, H, W)
+    assert (lost.any(1).sum(1) <= 16).all() and (lost.any(2).sum(1) <= 16).all()
+    assert lost.any(1).sum(1).max() == 16 and lost.any(2).sum(1).max() == 16 and lost.flatten(1).any(1).all()
+
+
+def halves(axis, size=32, count=400):
+    """Return gray images, dark in the first half along an axis and light in the second."""
+    light = (torch.arange(size) >= size // 2) * 120 + 60
+    return (light[:, None] if axis == "rows" else light).expand(count, 3, size, size).to(torch.uint8)
+
+
+def test_contrasted_views_are_parts_of_the_image_resized(policy):
+    """The border between the halves stays in its place unless a part is cut out; colors and mirrors do not move it."""
+    views = policy(halves("rows"), seeded(1))[:, 1].mean((1, 3))                            # (B, H)
+    middle = (views.amax(1) + views.amin(1)) / 2
+    two = views.amax(1) - views.amin(1) > 0.05
+    border = (views > middle[:, None]).int().argmax(1)[two]
+    assert len(set(border.tolist())) > 10 and (border != 16).float().mean() > 0.5
+
+
+def test_parts_have_a_fifth_of_the_area_at_least(policy):
+    crop = copy(policy)
+    crop.others = crop.others[:1]
+    ramp = torch.linspace(0, 1, 32)
+    places = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)], 0)
+    found = crop._other(torch.cat([places, places[:1]])[None].expand(400, -1, -1, -1).clone())
+    height, width = ((found[:, c].amax((1, 2)) - found[:, c].amin((1, 2))) for c in (1, 0))
+    areas = height * width
+    assert 0.1 < areas.min() < 0.25 and 0.85 < areas.max() <= 1.0001      # the ends of a ramp are half a pixel inside
+
+
+def test_most_contrasted_views_have_other_colors_in_the_ranges_named(policy):
+    color = torch.tensor([90, 120, 150], dtype=torch.uint8)
+    views = policy(color[:, None, None].expand(400, 3, 32, 32), seeded(1))[:, 1].mean((2, 3))      # (B, 3)
+    same = (views - color / 255).abs().amax(1) < 1e-3
+    assert same.float().mean() == pytest.approx(0.2 * 0.8, abs=0.055)      # neither jittered nor gray
+    moved = views[~same & (views.amax(1) - views.amin(1) > 1e-3)].double()
+    hue, saturation, value = zip(*(colorsys.rgb_to_hsv(*row) for row in moved.tolist()))
+    hue, saturation, value = (torch.tensor(x) - x0 for x, x0 in zip((hue, saturation, value),
+                                                                   colorsys.rgb_to_hsv(*(color / 255).tolist())))
+    assert 0.08 < hue.abs().max() <= 0.1 + 1e-3 and saturation.abs().max() > 0.1 and value.abs().max() > 0.15
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_half_of_the_contrasted_views_are_mirror_images_where_mirrors_are_allowed(flip):
+    pytest.importorskip("kornia")
+    views = PolicyViews((32, 32), flip)(halves("columns"), seeded(1))[:, 1].mean((1, 2))        # (B, W)
+    mirrored = (views[:, 0] - views[:, -1])[(views[:, 0] - views[:, -1]).abs() > 0.02] > 0
+    assert 0.4 < mirrored.float().mean() < 0.6 if flip else not mirrored.any()
+
+
+def test_large_images_keep_their_size_and_their_first_view_is_neither_padded_nor_cut():
+    pytest.importorskip("kornia")
+    large, pixels = PolicyViews((96, 96)), images(20, 96)
+    assert large(pixels, seeded(1)).shape == (20, 3, 3, 96, 96)
+    large.policies = [lambda images: images]
+    first, plain = large(pixels, seeded(1))[:, 0], pixels.float() / 255
+    same, mirrored = ((first == other).flatten(1).all(1) for other in (plain, plain.flip(3)))
+    assert (same | mirrored).all() and same.any() and mirrored.any()
 
 
 def test_cutout_blackens_a_square_whose_center_may_be_anywhere():
