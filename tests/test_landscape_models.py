@@ -196,6 +196,15 @@ def test_torchvision_takes_three_channels_only(libraries):
         build_model("torchvision:net", 7, in_channels=1)
 
 
+@pytest.mark.parametrize("arch, size", [     # both libraries' counts for 1,000 classes, less 993 rows of 2,048 weights and a bias
+    ("torchvision:resnet50", 25_557_032 - 993 * 2_049), ("timm:resnext50_32x4d", 25_028_904 - 993 * 2_049)])
+def test_the_networks_of_large_data_are_built_where_their_libraries_are_installed(arch, size):
+    pytest.importorskip(arch.partition(":")[0], exc_type=ImportError)
+    model = build_model(arch, 7, image_size=64)
+    assert sum(p.numel() for p in model.parameters()) == size
+    assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
 @pytest.mark.slow
 def test_digitnet_learns_the_digits():
     datasets = pytest.importorskip("sklearn.datasets")

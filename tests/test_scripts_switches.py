@@ -2,8 +2,10 @@
 
 import os
 import sys
+import warnings
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from disturbed_runs import EPOCHS, STEPS, at_step, landscape_train, same_runs, send, texts_of_log
@@ -135,6 +137,22 @@ def test_scalars_are_the_table_each_epoch_once_however_often_a_run_is_stopped(st
     assert landscape_train(tmp_path, "--tensorboard") == 0
     assert scalars(tmp_path) == table(tmp_path) and RunStore.open(tmp_path).finished
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1 and (tmp_path / "tensorboard" / "notes.txt").exists()
+
+
+def test_tensorboard_itself_reads_the_table_back(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", exc_type=ImportError)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # of its own imports
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        at_step(monkeypatch, 2 * STEPS + 1, send(15))
+        for _ in range(2):
+            assert landscape_train(tmp_path, "--tensorboard") == 0
+            monkeypatch.undo()
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = sorted((tag, event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag))
+    expected = table(tmp_path)
+    assert [row[:2] for row in found] == [row[:2] for row in expected] and len(expected) > EPOCHS
+    assert np.array_equal([row[2] for row in found], np.float32([row[2] for row in expected]))      # as its events hold them
 
 
 def test_rows_behind_the_resume_point_come_once(tmp_path, board, monkeypatch):
