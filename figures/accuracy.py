@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from analysis.findings import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from checkpoints.exactness import inexact
 from figures import style
 from figures.options import Options
 from figures.panels import group_names, panels
@@ -107,24 +106,19 @@ def print_curvature_table(runs: Comparison, options: Options) -> Printed:
     """Return the extreme eigenvalues, extreme ratio, negative mass and trace, a row a class group and optimizer."""
     table = summary.curvature_table(runs, options.epoch, options.groups, options.level)
     limit = summary.number_text(-table["threshold"].iloc[0])
+    records = [runs.curvatures(opt, int(row["epoch"]), group)[0] for (group, opt), row in table.iterrows()]
     return Printed(
         heads=tuple(CURVATURE_COLUMNS.values()), gaps=changes([group for group, _ in table.index]),
         names=tuple((f"{style.group_name(group)}, {style.look(opt).name}", style.look(opt).color) for group, opt in table.index),
         cells=tuple(tuple(summary.cell(row, name) for name in CURVATURE_COLUMNS) for _, row in table.iterrows()),
         caption=f"eigenvalues and trace in nats / parameter$^2$, negative mass below {limit}; {style.describe(runs)}, "
-                f"epoch {table['epoch'].iloc[0]}{_inexact_note(runs, table)}{interval_note(runs, options)}{_own_note(runs)}")
+                f"epoch {table['epoch'].iloc[0]}{style.describe_hessians(records)}{interval_note(runs, options)}{_own_note(runs)}")
 
 
 def optimizer_handles(optimizers: Sequence[str]) -> list[Line2D]:
     """Return legend entries that tell the optimizers apart by color and marker."""
     looks: Mapping[str, style.Look] = {opt: style.look(opt) for opt in optimizers}
     return [Line2D([], [], color=look.color, marker=look.marker, label=look.name) for look in looks.values()]
-
-
-def _inexact_note(runs: Comparison, table: pd.DataFrame) -> str:
-    group, opt = table.index[0]
-    word = inexact(runs.curvatures(opt, int(table["epoch"].iloc[0]), group)[0])      # as are all others of one table
-    return f", INEXACT ({word.partition(' ')[2]})" if word else ""
 
 
 def refuse_variants(runs: Comparison) -> None:

@@ -18,7 +18,7 @@ from checkpoints.errors import RecordError
 from checkpoints.records import Surface
 from figures import style
 from figures.markup import Markup, embedded_json, joined, tag
-from figures.surface import common_norm, line_of, plane_of, quadratic_prediction
+from figures.surface import common_norm, evaluation_note, line_of, plane_of, quadratic_prediction
 from figures.trajectory import others_of, path_of
 
 DASHES = {"head": "dash", "many": "dash", "medium": "dashdot", "all": "dot"}     # of plotly; solid for what is not named
@@ -38,7 +38,7 @@ def document_of(runs: Comparison, name: str) -> dict[str, Any]:
     return {
         "name": name, "epoch": first.epoch, "units": first.coordinate_units, "directions": list(first.direction_names),
         "groups": {group: style.group_name(group) for group in groups}, "logarithmic": isinstance(norm, LogNorm),
-        "range": [norm.vmin, norm.vmax],
+        "range": [norm.vmin, norm.vmax], "evaluated": evaluation_note(planes.values()),
         "planes": [{"opt": opt, "name": style.look(opt).name, "color": style.look(opt).color, "alpha": plane.alpha,
                     "beta": plane.beta, "loss": {group: plane_of(plane, group).T for group in groups},   # rows of plotly are y
                     "marks": _marks(plane, groups)}
@@ -170,6 +170,6 @@ def _caption(document: dict[str, Any]) -> str:
     scale = "logarithmic" if document["logarithmic"] else "linear"
     low, high = document["range"]
     return (f"Drag to turn. The plane {document['name']} through the weights after epoch {document['epoch']}, lowest seed of "
-            f"each optimizer; along {along}, α and β in {document['units']}. One {scale} scale for every group and optimizer, "
+            f"each optimizer{document['evaluated']}; along {along}, α and β in {document['units']}. One {scale} scale for every group and optimizer, "
             f"{low:.3g} to {high:.3g} nats; beyond it, and where the loss is not finite, nothing is drawn. Marks: checkpoints, "
             "those of the run itself joined in order; the loss there is interpolated.")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
@@ -102,6 +104,16 @@ def test_the_drawn_curvature_table_is_the_table(runs):
     assert "head, SGD" in drawn and "tail, SSE-SAM" in drawn
     for name in accuracy.CURVATURE_COLUMNS:
         assert summary.cell(table.loc[("tail", "sgd")], name) in drawn
+
+
+def test_the_curvature_table_says_of_which_hessians_it_is():
+    run = fake_run("sgd", 0, epochs=(60,), probes=2, steps=6)
+    inputs = {"settings": {"split": "test", "loss": "training"}}
+    run.kept = [replace(record, num_available=2 * record.num_samples, provenance={"inputs": inputs})
+                for record in run.records("curvature")]
+    caption = accuracy.print_curvature_table(compare([run]), Options()).caption
+    assert ("epoch 60, 500 of 1000 images of head, 60 of 120 images of tail, Hessian over test images, Hessian of the training "
+            "loss") in caption
 
 
 def test_a_rule_sets_groups_apart(runs):

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from analysis.findings import slices
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
-from figures import style, surface
+from figures import interactive, style, surface
 from figures.options import Options
 
 
@@ -145,6 +145,19 @@ def test_absent_surfaces_are_refused_with_a_command():
 
 def test_directions_are_written_in_greek():
     assert surface.direction_label("tail lambda_min") == r"tail $\lambda_{\min}$"
+
+
+def test_captions_say_which_images_a_surface_is_of_where_it_is_not_all_of_training():
+    run = fake_run("sgd", 0, groups=())
+    settings = {"inputs": {"settings": {"max_samples": 256, "split": "test"}}}
+    run.kept = [replace(record, provenance=settings) for record in run.kept]
+    runs = compare([run])
+    for draw in (surface.draw_surface, surface.draw_surface_3d, surface.draw_lines):
+        with style.context():
+            text = draw(runs, Options()).legends[0].get_title().get_text().replace("\n", " ")
+        assert "loss over test images, at most 256 images of head and of tail" in text
+    document = interactive.document_of(runs, "random-plane")
+    assert document["evaluated"] == ", loss over test images, at most 256 images of head and of tail"
 
 
 def test_a_caption_says_what_is_not_the_default_of_the_evaluation(plane):
