@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fabricated_runs import fake_run, fake_runs
+from torch import nn
 
 from analysis.findings import history
 from analysis.findings.verdict import NONE_FOUND, SADDLE, SLOPE, UNDECIDED, judge
+from analysis.pipeline import parameter_norms
+from analysis.spectra.intervals import t_interval
 from checkpoints.comparison import compare
 from checkpoints.records import Estimate
 
@@ -86,3 +90,24 @@ def test_tolerances_that_are_given_reach_every_verdict():
 def test_weight_decay_of_the_run_is_told():
     runs = compare([fake_run("sgd", epochs=(60,), weight_decay=0.002, **FEW)])
     assert "weight decay 0.002" in history.verdict_frame(runs, ("tail",))["sentence"].item()
+
+
+def test_the_table_has_the_mean_and_interval_of_every_quantity_that_it_names():
+    runs = compare(fake_runs(("sgd",), (0, 1, 2), epochs=(60,), **FEW))
+    row = history.verdict_table(runs, ("tail",)).loc[("tail", "sgd")]
+    masses = [record.negative_mass.value for record in runs.curvatures("sgd", 60, "tail")]
+    expected = t_interval(masses, 0.95)
+    assert (row["negative_mass"], row["negative_mass_low"], row["negative_mass_high"]) == pytest.approx(
+        (expected.value, expected.low, expected.high))
+    named = history.verdict_table.__doc__.partition("over seeds of ")[2].partition(";")[0].replace(",", " ").split()
+    assert len(named) == 5 and all({name, f"{name}_low", f"{name}_high"} <= set(row.index) for name in named)
+
+
+def test_parameter_norms_are_those_of_the_trainable_parameters_of_the_model():
+    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, -4.0]]))
+        model[0].bias.fill_(-2.0)
+        model[1].weight.fill_(0.5)
+    model[2].weight.requires_grad_(False)
+    assert parameter_norms(model) == {"0.weight": 5.0, "0.bias": 2.0, "1.weight": 0.5, "1.bias": 0.0}

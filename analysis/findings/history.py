@@ -53,7 +53,7 @@ def verdict_table(runs: Comparison, groups: Sequence[str], epoch: int | None = N
                         | {"num_samples": part["num_samples"].iloc[0], "num_available": part["num_available"].iloc[0],
                            "verified": int(part["lambda_min_verified"].sum())}
                         | {name: part[name].max() for name in ("eps_g", "eps_H", "resolution", "miss_probability")}
-                        | _means(part, ("gradient_norm", "lambda_min", "lambda_max", "extreme_ratio"), level))
+                        | _means(part, ("gradient_norm", "lambda_min", "lambda_max", "extreme_ratio", "negative_mass"), level))
     return pd.DataFrame(rows).set_index(["group", "opt"])
 
 
