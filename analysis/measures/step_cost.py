@@ -7,7 +7,9 @@ ascents, base optimizer, without reading and augmenting images. Every optimizer 
 stepped by the release's four calls; its arithmetic is ours there too, not the release's own code.
 
 Every optimizer steps its own copy of the weights; the network is not compiled, and a batch not cut into pieces. A radius of 0
-would be a cheaper method under the same name: the default one takes its place.
+would be a cheaper method under the same name: the default one takes its place. GKP-GSA looks at the training data beforehand, so
+that its steps bear their penalty; what it costs to look, at the end of epochs, is no part of a step: it is in the seconds of an
+epoch, which the table of methods has.
 """
 
 import copy
@@ -149,6 +151,7 @@ def _turn(contestant: Contestant, batches: list[Batch]) -> Callable[[], Any]:
 def _contestant(config: TrainConfig, data: LongTailData, model: nn.Module, stage: str) -> Contestant:
     own = _copied(model, config)
     optimizer = build_optimizer(config, own, class_counts=data.counts)
+    optimizer.renew(data)
     step = TrainingStep(config, data, own, optimizer, *_place(own))
     return Contestant(config.opt, stage, own, lambda inputs, labels: step(inputs, labels, 0))
 

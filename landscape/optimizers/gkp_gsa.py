@@ -130,6 +130,10 @@ class GKPGSA(GroupSAM):
         if self.epochs_done < self.total_epochs:
             self.preservation.observe(data, self.epochs_done)
 
+    def renew(self, data: LongTailData) -> None:
+        """Find memory, groups, anchors and Fisher information at the present parameters: from here on there is a penalty."""
+        self.preservation.observe(data, self.preservation.rule.regroup_every)
+
     def report(self) -> dict[str, float]:
         """Return alpha and the penalty, the sum of L_gkp^g, as they are now, and the lengths of the last step's ascents.
 

@@ -192,6 +192,10 @@ class GroupSAM(Optimizer):
     def observe(self, data: Any) -> None:
         """Look at the training data (LongTailData) before the first epoch and after each; a form that learns from them does."""
 
+    def renew(self, data: Any) -> None:
+        """Look at the training data as if all that is learned from them were due, so that a step costs what most steps cost."""
+        self.observe(data)
+
     def report(self) -> dict[str, float]:
         """Return columns for an epoch's row of metrics, by name; asked after its last step, before `end_epoch`."""
         return {}
