@@ -219,10 +219,22 @@ def _checked(logits, labels):
     return cross_entropy(logits, labels, reduction="none")
 
 
+COMPILED = {opt: {"opt": opt} for opt in OPTIMIZERS if opt != "ccsam"} | {
+    "ccsam, whole network": {"opt": "ccsam", "opt_options": {"perturb": "network"}},
+    "gkp_gsa, released": {"opt": "gkp_gsa", "gkp_variant": "released"},
+    "running statistics held": {"opt": "ssesam", "batchnorm": "clean"}}
+
+
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_the_plain_one(data):
-    plain = result(data, opt="ssesam", max_steps=8, arch="mlp")
-    compiled = result(data, opt="ssesam", max_steps=8, arch="mlp", compile=True)
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_network_trains_as_the_plain_one_to_other_rounding(data, name):
+    plain, compiled = (result(data, max_steps=4, compile=compile, **COMPILED[name]) for compile in (False, True))
+    assert 0 < np.abs(plain - compiled).max() < 1e-5        # in the same bits, nothing was compiled
+
+
+@pytest.mark.slow
+def test_a_compiled_network_without_batchnorm_trains_as_the_plain_one(data):
+    plain, compiled = (result(data, opt="ssesam", max_steps=8, arch="mlp", compile=compile) for compile in (False, True))
     assert np.abs(plain - compiled).max() < 1e-5
 
 
