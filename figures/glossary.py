@@ -28,6 +28,10 @@ QUANTITIES = (
     Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),
     Quantity("`trace`", "sum of all eigenvalues",
              "t interval from the second moments of its own products (XTrace: a jackknife), the extreme pairs deflated"),
+    Quantity("`group_curvature`, `group_trace`", "where H is of some images only: the curvature of all the group's images along "
+             "the lowest eigenvector of H, which is at least their λ_min; and their trace",
+             "t over images, the first from images that H has not seen (Cochran 1977); extremes of a subset are biased outwards, "
+             "and have no such interval"),
     Quantity("verdict", "strict saddle at (ε_g, ε_H), slope that bends down, no negative curvature found above a resolution, or "
              "undecided",
              "negative curvature is proved by a float64 product or not claimed; its absence comes with a resolution and the "

@@ -12,6 +12,7 @@ from analysis.findings.verdict import judge
 from analysis.operators import MatrixOperator
 from analysis.spectra.extremes import extreme_eigenpairs
 from analysis.spectra.lanczos import krylov
+from checkpoints.records import Estimate
 from landscape.errors import InputError
 
 SIZE = 60
@@ -173,6 +174,13 @@ def test_a_subset_says_that_it_is_one_and_of_the_group_decides_nothing():
     found = judge(measured(SADDLE, num_samples=7, num_available=30))
     assert "a subset, 7 of 30 images: of the whole group's loss it decides nothing" in found.sentence
     assert "subset" not in judge(measured(SADDLE, num_samples=30, num_available=30)).sentence
+
+
+@pytest.mark.parametrize("high, told", [(-0.2, "nothing but lambda_min <= -0.2 (95 %, by images not used)"), (0.1, "nothing")])
+def test_images_outside_a_subset_show_negative_curvature_of_the_whole_group_or_nothing(high, told):
+    record = replace(measured(SADDLE, num_samples=7, num_available=30), group_curvature=Estimate(-0.5, -0.8, high, 0.95, "data"))
+    (clause,) = [part for part in judge(record).sentence.split(";") if "a subset" in part]
+    assert told in clause and ("by images" in clause) == (high < 0)
 
 
 def test_test_images_and_blocks_of_parameters_are_named():

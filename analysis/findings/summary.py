@@ -226,7 +226,8 @@ def _curvature_row(opt: str, member: Member, record: Curvature) -> dict[str, Any
     row |= {name: of(record) for name, of in CURVATURES.items()}
     return row | {"lambda_min_verified": bool(record.eigenpairs.verified[:1].all() and record.eigenpairs.values.size),
                   "threshold": record.threshold,
-                  "num_samples": record.num_samples, "num_available": record.num_available}
+                  "num_samples": record.num_samples, "num_available": record.num_available,
+                  **_spread({"group_curvature": record.group_curvature, "group_trace": record.group_trace})}
 
 
 def _spread(estimates: Mapping[str, Estimate]) -> dict[str, float]:

@@ -157,12 +157,17 @@ def scope_of(record: Curvature) -> str:
         parts.append("of the training loss, not of the cross-entropy")
     if record.num_samples < record.num_available:
         parts.append(f"a subset, {record.num_samples} of {record.num_available} images: of the whole group's loss it decides "
-                     "nothing")
+                     f"nothing{_but(record.group_curvature)}")
     if settings.get("split") == "test":
         parts.append("of the test images' loss")
     if settings.get("params"):
         parts.append(f"in the parameters {' '.join(settings['params'])} alone")
     return "; ".join(parts)
+
+
+def _but(whole: Estimate) -> str:
+    """Return what images outside the subset show of the whole group, where that is negative curvature."""
+    return f" but lambda_min <= {whole.high:.3g} ({100 * whole.level:g} %, by images not used)" if whole.high < 0 else ""
 
 
 def _decided(record: Curvature, lowest: int | None, resolution: float, eps_g: float, eps_H: float) -> tuple[str, str]:
