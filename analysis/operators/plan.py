@@ -1,9 +1,7 @@
 """How products are made: by which engine, how many samples at once, and which microbatches stay in memory between them."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,12 +9,12 @@ from torch import Tensor
 from analysis.operators import products
 from analysis.operators.batches import Batch
 from analysis.operators.graphs import supported
+from analysis.operators.memory import budget
 from analysis.operators.objective import Objective
 from analysis.operators.products import COMPILED, GRAPHED, Prepare, Prepared, Product
 from analysis.operators.verification import refuse_other_losses, verify
 from landscape.errors import InputError
 
-SHARE = 0.5     # of the free memory: vectors, bases and other processes need the rest
 # Samples at once. On a CPU a microbatch should stay in the cache; a GPU is to be filled.
 SAMPLES = {"cpu": 64, "cuda": 1024}
 COMPILING = 0.04            # seconds for each operation of a graph, on two cores
@@ -246,26 +244,3 @@ class Kept:
             self.notes.append(f"memory ran out: {self.microbatch} samples are evaluated at once")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def budget(memory: str | float, device: torch.device) -> float:
-    """Return the bytes that kept microbatches may take: `memory` itself, or half of what is free for "auto"."""
-    return SHARE * free_memory(device) if memory == "auto" else float(memory)
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the bytes that may still be taken: of the GPU, or of this machine within its control group."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2e9
-    return min(free, _group_limit())
-
-
-def _group_limit() -> float:
-    """Return what the control group (version 2) leaves, or infinity where there is none."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return float("inf")
-    return float("inf") if limit == "max" else float(limit) - float(used)

@@ -21,7 +21,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from analysis.operators import LinearOperator
-from analysis.operators.plan import free_memory
+from analysis.operators.memory import free_memory
 from landscape.errors import InputError
 
 CHUNK = 1 << 15     # entries of a vector whose products are summed in its own dtype; such sums are added in float64
