@@ -79,7 +79,8 @@ def build_operator(subject: Subject, batches: Batches, settings: SpectrumSetting
     """
     return OPERATORS[settings.operator](
         subject.cast(settings.dtype), subject.loss(settings.loss), batches, params=settings.params, fill=True,
-        traces=subject.shared_traces(settings), expected_matvecs=round(settings.products / share), **making.keywords(choice or {}))
+        traces=subject.shared_traces(settings), expected_matvecs=round(settings.products / share),
+        **making.keywords(choice or {}))
 
 
 def interrupted(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making = Making()) -> bool:

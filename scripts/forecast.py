@@ -144,10 +144,11 @@ class _Timing:
 
         from analysis.pipeline import build_operator
         from analysis.subject import group_batches
-        batch = group_batches(subject, group, settings)[0][:1]
+        whole = group_batches(subject, group, settings)[0]
+        batch, share = whole[:1], len(whole[0][1]) / sum(len(labels) for _, labels in whole)
         tell(f"{group}: tracing and checking products (once)")
-        first, _ = _timed(lambda: build_operator(subject, batch, settings, making))
-        setup, operator = _timed(lambda: build_operator(subject, batch, settings, making))
+        first, _ = _timed(lambda: build_operator(subject, batch, settings, making, share=share))
+        setup, operator = _timed(lambda: build_operator(subject, batch, settings, making, share=share))
         tell(f"{group}: timing products of {len(batch[0][1])} images")
         block = torch.ones(settings.num_probes, operator.size, dtype=operator.dtype, device=operator.device)
         fresh, kept = (_timed(lambda: operator.matmat(block))[0] / len(block) for _ in range(2))

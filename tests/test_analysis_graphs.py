@@ -88,12 +88,31 @@ def test_a_graph_is_taken_where_it_is_faster_and_left_with_a_reason_where_not(de
     assert slower.engine == "linearized" and slower.reasons["linearized-graphed"] == "1.1 times slower"
 
 
-def test_a_capture_that_fails_is_a_reason_and_the_products_are_not_replayed(device, monkeypatch):
+def test_a_capture_that_fails_is_a_reason_and_is_not_tried_again_for_the_same_traces(device, monkeypatch):
     def refused(graph, stream):
+        captures.append(graph)
         raise RuntimeError("operation not permitted when stream is capturing")
+    captures, traces = [], {}
     monkeypatch.setattr(torch.cuda, "graph", refused)
-    operator = HessianOperator(make(InPlaceResidual), losses, BATCHES)
-    assert operator.engine == "linearized" and "not permitted" in operator.reasons["linearized-graphed"]
+    monkeypatch.setattr(plan, "verify", lambda name, *_: {name: 1.0, "reverse": 1.2})
+    for _ in range(2):
+        operator = HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces)
+        assert operator.engine == "linearized" and "not permitted" in operator.reasons["linearized-graphed"]
+    assert len(captures) == 1
+
+
+def test_a_graph_that_is_slower_leaves_nothing_in_memory_and_one_that_others_use_stays(device, monkeypatch):
+    speeds, traces = {"linearized": 1.0, "linearized-graphed": 1.1, "reverse": 1.2}, {}
+    monkeypatch.setattr(plan, "verify", lambda name, *_: {name: speeds[name], "reverse": speeds["reverse"]})
+
+    def captured():
+        return sum(isinstance(getattr(split, "tangent", None), graphs.Graphed) for split in traces.values())
+    HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces)
+    assert len(device) == 1 and captured() == 0
+    named = HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces, engine="linearized-graphed")
+    chosen = HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces)
+    assert (named.engine, chosen.engine) == ("linearized-graphed", "linearized") and captured() == 1 and len(device) == 2
+    assert chosen.reasons["linearized-graphed"] == "1.1 times slower"
 
 
 def test_without_a_cuda_device_a_graph_is_refused_in_one_line():

@@ -128,3 +128,94 @@ def test_a_network_that_branches_on_its_data_is_not_served_by_one_trace():
 def test_wishes_out_of_range_are_named(wish, word):
     with pytest.raises(InputError, match=word):
         Wishes(**wish)
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Replace the compiler by a list of what it compiled, and every measured time by one of a table."""
+    seconds, found = {"linearized": 1.0, "linearized-compiled": 0.5, "reverse": 1.2}, []
+    monkeypatch.setitem(products.FINISHES, products.COMPILED, lambda split, *_: found.append(split) or split)
+    monkeypatch.setattr(plan, "verify", lambda name, *_: {name: seconds[name], "reverse": seconds["reverse"]})
+    return found, seconds
+
+
+def test_a_second_operator_of_the_same_traces_chooses_by_the_first_ones_times_and_says_why(compiling):
+    compiled, _ = compiling
+    traces, model = {}, make(InPlaceResidual)
+    one = HessianOperator(model, losses, [(X, Y)], traces=traces)
+    assert one.engine == "linearized" and set(one.reasons) == {"reverse", "linearized-compiled"} and not compiled
+    two = HessianOperator(model, losses, [(X, Y)], traces=traces)
+    assert (two.engine, two.reasons, two.seconds) == (one.engine, one.reasons, one.seconds)
+    many = HessianOperator(model, losses, [(X, Y)], traces=traces, expected_matvecs=10**6)
+    assert many.engine == "linearized-compiled" and len(compiled) == 1
+
+
+def test_what_is_compiled_costs_later_operators_nothing_and_other_shapes_are_charged_for(compiling):
+    compiled, _ = compiling
+    traces, model = {}, make(InPlaceResidual)
+    HessianOperator(model, losses, [(X, Y)], traces=traces, expected_matvecs=10**6)
+    assert HessianOperator(model, losses, [(X, Y)], traces=traces).engine == "linearized-compiled"
+    other = HessianOperator(model, losses, [(X[:3], Y[:3])], traces=traces, expected_matvecs=1)
+    assert other.engine == "linearized" and "to compile" in other.reasons["linearized-compiled"] and len(compiled) == 1
+
+
+def test_what_was_compiled_and_slower_is_let_go_and_not_compiled_again(compiling):
+    compiled, seconds = compiling
+    seconds["linearized-compiled"] = 1.5
+    traces, model = {}, make(InPlaceResidual)
+    for _ in range(2):
+        operator = HessianOperator(model, losses, [(X, Y)], traces=traces, expected_matvecs=10**6)
+        assert operator.engine == "linearized" and operator.reasons["linearized-compiled"] == "1.5 times slower"
+    assert compiled == compiled[:1] and compiled[0] in traces.values()      # the trace itself stays
+    assert sum(value is compiled[0] for value in traces.values()) == 1
+
+
+def test_one_engine_at_a_time_keeps_microbatches(compiling, monkeypatch):
+    alive, most = set(), []
+
+    class Watched(Kept):
+        def __init__(self, *args):
+            super().__init__(*args)
+            alive.add(self)
+
+        def prepared(self, place):
+            found = super().prepared(place)
+            most.append(sum(kept.num_kept > 0 for kept in alive))
+            return found
+    monkeypatch.setattr(plan, "Kept", Watched)
+    monkeypatch.setattr(plan, "budget", lambda memory, device: most.append(0) or 1e9)
+    operator = HessianOperator(make(InPlaceResidual), losses, [(X[:4], Y[:4]), (X[4:], Y[4:])], expected_matvecs=10**6)
+    assert operator.engine == "linearized-compiled" and len(alive) == 2
+    assert max(most) == 1 and most.count(0) == 1        # the free memory is asked for once
+
+
+def test_memory_that_runs_out_under_a_faster_engine_leaves_the_first_and_its_microbatches(compiling, monkeypatch):
+    def failing(split, *_):
+        raise torch.OutOfMemoryError("injected")
+    monkeypatch.setitem(products.FINISHES, products.COMPILED, failing)
+    model = make(InPlaceResidual)
+    operator = HessianOperator(model, losses, [(X, Y)], expected_matvecs=10**6)
+    assert operator.choice == {"engine": "linearized", "microbatch": len(X)}
+    assert operator.reasons["linearized-compiled"] == "memory ran out"
+    assert relative_gap(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
+
+
+def test_memory_that_ran_out_is_among_the_reasons_at_construction_and_in_a_product(monkeypatch):
+    limit = [4]
+
+    def engine(objective, theta, traces, block=True):
+        def prepare(batch):
+            def product(V):
+                if len(batch) > limit[0]:
+                    raise torch.OutOfMemoryError("injected")
+                return inner(V)
+            inner = products.jvp(objective, theta, traces)(batch).product
+            return Prepared(product)
+        return prepare
+    monkeypatch.setitem(products.ENGINES, "linearized", engine)
+    operator = HessianOperator(make(InPlaceResidual), losses, [(X, Y)], engine="linearized")
+    first = "memory ran out: 4 samples are evaluated at once"
+    assert operator.reasons == {"all in memory": first}
+    limit[0] = 2
+    operator.matmat(torch.ones(1, operator.size, dtype=torch.float64))
+    assert operator.reasons == {"all in memory": f"{first}; memory ran out: 2 samples are evaluated at once"}

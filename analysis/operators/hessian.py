@@ -100,7 +100,7 @@ class LossOperator(Snapshot):
         self._products = chosen.products if chosen else None
         if self._unreached:
             names = ", ".join(self._unreached[:3]) + ", ..." * (len(self._unreached) > 3)
-            self._reasons = self._reasons | {"parameters": f"their rows are zero, since the loss does not depend on them: {names}"}
+            self._reasons |= {"parameters": f"their rows are zero, since the loss does not depend on them: {names}"}
 
     def _as_first(self) -> plan.Choice | None:
         self._cut(self._microbatch)

@@ -1,4 +1,9 @@
-"""How products are made: by which engine, how many samples at once, and which microbatches stay in memory between them."""
+"""How products are made: by which engine, and how many samples at once.
+
+Operators that share `traces` share what was found out with them: under ("verified", *key) the seconds that a trace's check took,
+under ("left", *key) why what was made of a trace was not taken. So the second of two operators chooses by the same times as the
+first, and nothing is compiled or captured twice.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,9 +14,10 @@ from torch import Tensor
 from analysis.operators import products
 from analysis.operators.batches import Batch
 from analysis.operators.graphs import supported
+from analysis.operators.kept import Kept, halved
 from analysis.operators.memory import budget
 from analysis.operators.objective import Objective
-from analysis.operators.products import COMPILED, GRAPHED, Prepare, Prepared, Product
+from analysis.operators.products import COMPILED, GRAPHED
 from analysis.operators.verification import refuse_other_losses, verify
 from landscape.errors import InputError
 
@@ -22,6 +28,7 @@ GAIN = 0.15                 # of the time of a product, that compiling saves at 
 # Another engine has to be so many times faster, and a product to take so many seconds, before timing overrules the order of
 # preference: a choice that noise can turn would not be the same twice.
 CLEARLY, NOTICEABLE = 1.5, 0.01
+IN_MEMORY = "all in memory"     # what the reasons call it, where memory ran out
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,15 @@ class Choice:
 
 def choose(objective: Objective, theta: Tensor, batches: list[Batch], wishes: Wishes, traces: dict) -> Choice:
     """Return the fastest engine that passes its checks, with the microbatches halved as long as memory runs out."""
+    room, notes = budget(wishes.memory, theta.device), {}
     while True:
+        attempt = _Attempt(objective, theta, batches, wishes, traces, room, dict(notes), frozenset(traces))
         try:
-            return _choose(_Attempt(objective, theta, batches, wishes, traces))
+            return _choose(attempt)
         except torch.OutOfMemoryError as reason:
+            attempt.forget_finished()
             batches = halved(batches, reason)
+            notes = {IN_MEMORY: f"memory ran out: {max(map(len, batches))} samples are evaluated at once"}
 
 
 def _choose(attempt: "_Attempt") -> Choice:
@@ -79,7 +90,9 @@ class _Attempt:
     batches: list[Batch]
     wishes: Wishes
     traces: dict
+    room: float                     # bytes for kept microbatches
     reasons: dict[str, str] = field(default_factory=dict)
+    before: frozenset = frozenset()     # keys of the traces that were there: other operators may go on with those
 
     def of(self, name: str) -> Choice | None:
         """Return an engine's products, checked, or None with the reason noted."""
@@ -102,37 +115,80 @@ class _Attempt:
         return self._finished(choice, own) if choice.engine == "linearized" and own else choice
 
     def _finished(self, eager: Choice, own: float) -> Choice:
-        """Replay a graph where a device can, and compile where the products to come save more time than it takes."""
-        graphed = self._quicker(eager, eager.engine + GRAPHED, own) if supported(self.theta.device) else eager
-        name, seconds = eager.engine + COMPILED, graphed.seconds.get(graphed.engine, own)
-        cost = COMPILING * sum(getattr(split, "num_nodes", 0) for split in self.traces.values())
-        needed = int(cost / (GAIN * seconds * len(self.batches))) + 1
-        if self.wishes.expected_matvecs < needed:
-            self.reasons[name] = f"it takes about {cost:.0f} s to compile, which {needed} products save"
-            return graphed
-        return self._quicker(graphed, name, seconds)
+        """Replay a graph where a device can, and compile where the products to come save more time than it takes.
 
-    def _quicker(self, choice: Choice, name: str, own: float) -> Choice:
-        """Return what another engine makes of the trace, unless it fails or takes more than `own` seconds."""
-        other = self.of(name)
-        if other and other.seconds.get(name, 0.0) > own:
-            self.reasons[name] = f"{other.seconds[name] / own:.1f} times slower"
+        What an operator before this one compiled costs nothing more. A graph takes vectors one by one, and is timed against two
+        at once, as they come from the two ends of a spectrum; the larger blocks of many probes suit a small network better.
+        """
+        graphed = self._quicker(eager, GRAPHED, own) if supported(self.theta.device) else eager
+        seconds = graphed.seconds.get(graphed.engine, own)
+        cost = COMPILING * self._unfinished_nodes(COMPILED)
+        needed = int(cost / (GAIN * seconds * len(self.batches))) + 1
+        if cost and self.wishes.expected_matvecs < needed and not self._left(COMPILED):
+            self.reasons["linearized" + COMPILED] = f"it takes about {cost:.0f} s to compile, which {needed} products save"
+            return graphed
+        return self._quicker(graphed, COMPILED, seconds)
+
+    def _quicker(self, choice: Choice, finish: str, own: float) -> Choice:
+        """Return what a finish makes of the trace, unless it fails or takes more than `own` seconds."""
+        name = "linearized" + finish
+        if why := self._left(finish):
+            self.reasons[name] = why
             return choice
-        return other or choice
+        choice.products.release()       # there is room for one; the first prepares its microbatches again where it stays
+        try:
+            other = self.of(name)
+        except torch.OutOfMemoryError:  # what is only to be faster must not make the microbatches smaller
+            self.reasons[name] = "memory ran out"
+            self.forget_finished()
+            return choice
+        if other and other.seconds.get(name, 0.0) <= own:
+            return other
+        if other:
+            self.reasons[name] = f"{other.seconds[name] / own:.1f} times slower"
+        self._leave(finish)
+        return choice
+
+    def forget_finished(self, *finishes: str) -> list[tuple]:
+        """Let go of the graphs and compiled functions made in this attempt: they hold memory. Return their keys."""
+        made = [key for finish in finishes or products.FINISHES for key in self._keys(finish) if key not in self.before]
+        for key in made:
+            self.traces.pop(key, None)
+            self.traces.pop(("verified", *key), None)
+        return made
+
+    def _leave(self, finish: str) -> None:
+        for key in self.forget_finished(finish):
+            self.traces["left", *key] = self.reasons["linearized" + finish]
+
+    def _left(self, finish: str) -> str | None:
+        """Return why an operator before this one did not take what a finish makes of the same traces."""
+        return next((self.traces["left", *key] for key in self._keys(finish) if ("left", *key) in self.traces), None)
+
+    def _unfinished_nodes(self, finish: str) -> int:
+        """Count the operations of the traces that are still to be finished."""
+        pairs = zip(self._keys(""), self._keys(finish))
+        return sum(getattr(self.traces.get(plain), "num_nodes", 0) for plain, key in pairs if key not in self.traces)
+
+    def _keys(self, finish: str) -> list[tuple]:
+        """Return the keys of the traces that serve the microbatches, once each."""
+        prepare = products.Linearized(self.objective, self.theta, self.traces, finish=finish)
+        return list(dict.fromkeys(prepare.key(batch) for batch in self.batches))
 
     def _checked(self, name: str) -> Choice:
         """Prepare every microbatch, compare its loss, and check the product of one of each shape."""
         prepare = products.ENGINES[name](self.objective, self.theta, self.traces)
-        kept = Kept(prepare, self.batches, budget(self.wishes.memory, self.theta.device))
+        kept = Kept(prepare, self.batches, self.room)
         shapes: set[tuple] = set()
         seconds: dict[str, float] = {}
         for place, batch in enumerate(self.batches):
             prepared = kept.prepared(place)
             refuse_other_losses(prepared, self.objective, self.theta, batch)
-            mark = ("verified", *prepare.key(batch)) if isinstance(prepare, products.Linearized) else None
-            if batch.shapes not in shapes and mark not in self.traces:
-                seconds = verify(name, prepared.product, self.objective, self.theta, batch) | seconds
-                self.traces.update({mark: True} if mark else {})
+            if batch.shapes not in shapes:
+                mark = ("verified", *prepare.key(batch)) if isinstance(prepare, products.Linearized) else None
+                found = self.traces.get(mark) or verify(name, prepared.product, self.objective, self.theta, batch)
+                self.traces.update({mark: found} if mark else {})
+                seconds = found | seconds
             shapes.add(batch.shapes)
         return Choice(name, self.reasons, kept, seconds)
 
@@ -173,74 +229,3 @@ def _whole(batch: Batch, limit: int) -> list[Batch]:
 def _filled(count: int) -> int:
     """Return the power of two, from 16, that so many samples are filled up to."""
     return max(16, 1 << (count - 1).bit_length())
-
-
-def halved(batches: list[Batch], reason: Exception) -> list[Batch]:
-    """Return the batches in pieces half as large; InputError where they cannot be cut."""
-    size = max(map(len, batches))
-    if size < 2 or not all(batch.is_cuttable for batch in batches):
-        raise InputError(f"memory is too small for the product of a single microbatch of {size} samples: use a larger device, or "
-                         "memory=0 to keep nothing between products") from reason
-    pieces = [piece for batch in batches for piece in batch.cut(-(-size // 2))]
-    return [piece.padded(max(map(len, pieces))) for piece in pieces]
-
-
-class Kept:
-    """The products of all microbatches, in order; those that fit the budget are prepared once.
-
-    Where memory runs out all the same, half of what is kept is let go, at last the microbatches are halved, and the product
-    is begun again; `notes` says so.
-    """
-
-    def __init__(self, prepare: Prepare, batches: list[Batch], budget: float):
-        self._prepare, self.batches, self._budget = prepare, batches, budget
-        self._kept: dict[int, Prepared] = {}
-        self.notes: list[str] = []
-
-    @property
-    def num_kept(self) -> int:
-        """How many microbatches are kept so far."""
-        return len(self._kept)
-
-    @property
-    def bytes(self) -> int:
-        """The memory that they take."""
-        return sum(prepared.held for prepared in self._kept.values())
-
-    @property
-    def microbatch(self) -> int:
-        """The samples of the largest microbatch."""
-        return max(map(len, self.batches))
-
-    def matmat(self, V: Tensor) -> Tensor:
-        """Return the sum of the products of all microbatches with rows V (k, d)."""
-        while True:
-            try:
-                return sum((product(V) for product in self), torch.zeros_like(V))
-            except torch.OutOfMemoryError as reason:
-                self._retreat(reason)
-
-    def __iter__(self) -> Iterator[Product]:
-        for place in range(len(self.batches)):
-            yield self.prepared(place).product
-
-    def prepared(self, place: int) -> Prepared:
-        """Prepare one microbatch, or return it where it is kept."""
-        if place in self._kept:
-            return self._kept[place]
-        prepared = self._prepare(self.batches[place])
-        if self.bytes + prepared.held <= self._budget:
-            self._kept[place] = prepared
-        return prepared
-
-    def _retreat(self, reason: Exception) -> None:
-        """Keep half as many, or evaluate half as many samples at once."""
-        if self.bytes:
-            self._kept = dict(list(self._kept.items())[:len(self._kept) // 2])
-            self._budget = self.bytes
-            self.notes.append(f"memory ran out: {self.num_kept} of {len(self.batches)} microbatches stay in memory")
-        else:
-            self._kept, self.batches = {}, halved(self.batches, reason)
-            self.notes.append(f"memory ran out: {self.microbatch} samples are evaluated at once")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
