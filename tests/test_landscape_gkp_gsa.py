@@ -9,10 +9,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from landscape.data import load_data
+from landscape.data.dataset import LongTailData, Split
 from landscape.errors import InputError
+from landscape.losses.contrastive import HEADS, add_contrastive_heads
 from landscape.optimizers import SAM, SGD
+from landscape.optimizers.building import hyperparameters
 from landscape.optimizers.gkp_gsa import GKPGSA
 from landscape.parameters import flatten, split_like
+from landscape.recipes import filled
 from landscape.training import TrainConfig, train
 
 LR, EPOCHS = 0.1, 10
@@ -271,15 +275,62 @@ def test_the_released_variant_differs_where_its_docstring_says():
     assert one.regroup_every == 1 and other.regroup_every == 0      # a tenth of ten epochs; once
 
 
-def test_with_one_group_the_released_penalty_is_zero_and_the_step_is_friendly_sams():
-    model = net()
+class Flat(nn.Module):
+    """A network of vectors that is given images."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images.flatten(1))
+
+
+def test_the_released_fisher_information_is_of_the_logit_adjusted_loss_and_of_encoder_and_heads():
+    model = add_contrastive_heads(Flat(net()), s=3.0, hidden=6, dim=3).double()
+    kept = built(model, gkp_variant="released").preservation
+    shares = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+
+    def adjusted(logits, labels):
+        return cross_entropy(logits + shares.log(), labels, reduction="none")
+    logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(kept.rule.loss(logits, LABELS), adjusted(logits, LABELS))
+    assert set(kept.names) == {name for name, _ in model.named_parameters()} - {"net.2.weight"}     # all but the classifier
+    assert {name.partition(".")[0] for name in kept.names} == {"net", *HEADS}
+    assert built(model).preservation.names == ["net.0.weight", "net.0.bias"]
+
+    images = torch.randn(sum(COUNTS), 1, 1, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
+    split = Split(images, labels)
+    kept.observe(LongTailData("four", split, split, tuple("abcd"), (0.0,), (1.0,)), 0)
+    for group, members in enumerate(GROUPS):
+        rows = torch.isin(labels, torch.tensor(members))
+        loss = adjusted(model(images[rows]), labels[rows]).mean()
+        slopes = torch.autograd.grad(loss, [model.get_parameter(name) for name in kept.names], materialize_grads=True)
+        torch.testing.assert_close(kept.fisher[group], flatten(slopes).square() / rows.sum())
+
+
+def test_with_one_group_the_released_penalty_is_zero_and_the_steps_are_friendly_sams():
+    """Li et al. 2024: the ascent leaves out the average of the gradients before, which the first step does not have."""
+    model, average = net(), None
     optimizer = keep(built(model, gkp_variant="released", num_groups=1))
     assert optimizer.preservation.gradient() == {} and optimizer.preservation.value() == 0
-    w = Written(model, [[0, 1, 2, 3]])
-    slope = 0.9 * w.slope(w.theta)
-    rho = (0.1 * w.radius(slope.norm(), 39)).clamp(2e-3, 3e-3)
-    perturbed = w.theta + math.sqrt(len(w.theta)) * rho * w.theta ** 2 * slope / (w.theta.abs() * slope).norm()
-    torch.testing.assert_close(moved(model, optimizer.step), w.theta - LR * 0.9 * w.slope(perturbed), rtol=1e-12, atol=1e-13)
+    for _ in range(3):
+        w = Written(model, [[0, 1, 2, 3]])
+        slope = 0.9 * w.slope(w.theta)
+        way = slope if average is None else slope - average
+        average = slope if average is None else 0.9 * average + 0.1 * slope
+        rho = (0.1 * w.radius(way.norm(), 39)).clamp(2e-3, 3e-3)
+        perturbed = w.theta + math.sqrt(len(w.theta)) * rho * w.theta ** 2 * way / (w.theta.abs() * way).norm()
+        expected = w.theta - LR * 0.9 * w.slope(perturbed)
+        torch.testing.assert_close(moved(model, optimizer.step), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_released_run_is_the_recipes_and_the_variant_alone_its_update_with_four_groups():
+    alone = TrainConfig(opt="gkp_gsa", gkp_variant="released")
+    whole = TrainConfig.from_dict(filled({"recipe": "gkp-gsa", "gkp_variant": "released"}))
+    assert hyperparameters("gkp_gsa")["num_groups"] == 4 and not alone.opt_options and alone.batchnorm == "every"
+    assert whole.opt_options["num_groups"] == 1 and whole.batchnorm == "clean"
 
 
 def test_the_released_variant_finds_all_it_keeps_once_at_the_initial_weights():
