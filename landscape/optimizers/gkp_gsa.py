@@ -19,6 +19,9 @@ Where the paper is silent or says two things (the default first; the rest is in 
     regularizer false | true        the bracket of equation 15, whose gradient is taken with rho_g held: theta / ||theta|| times
                                     1 / (2 sqrt(n_g - 1) Z rho_g)
     direction removed | full | projected    equation 12, or the other two rows of the paper's table 5
+    L_g                             the sum over |B|, not the group's mean (weighting=group_mean): g^_g is shorter by its share
+                                    n / |B| of the batch, and rho_g longer by sqrt(|B| / n)
+    lambda = 0                      alpha stays: the step is alpha times that of the ascents, not renormalized to 1
 
 Degenerate cases. With one group, equation 12 leaves nothing: no ascent, and no penalty, so alpha times SGD's gradient
 remains (the paper's own point G = 1 must be something else: direction=full is SAM with the radius of equation 13). A group
@@ -62,7 +65,7 @@ RELEASED_RULE = {"quality": "released", "regroup_every": 0, "similarity": "cosin
 
 
 class GKPGSA(GroupSAM):
-    """Grouped knowledge preservation and grouped sharpness-aware updates (Chen et al. 2026); `released`: their code's.
+    """Grouped knowledge preservation and grouped sharpness-aware updates (Chen et al. 2026); `released`: their code's update.
 
     `penalty` is lambda, `scale` is Z; None is the variant's default, or a tenth of the epochs for `regroup_every`. Groups
     are called group:0 (that of the largest classes) to group:G-1, and closures give the batch's "labels" for them. A

@@ -10,7 +10,8 @@ Where it differs from the paper (`gkp_gsa`, `preservation`):
      1  groups, anchors and Fisher information are found once, before training, when all classes have the same parameters:
         the cut is degenerate (here: groups by class size), all anchors are the initial parameters, and the memory, which the
         release goes on filling, decides nothing (here: it is not filled)
-     2  with one group, its default, the penalty is zero and the method is Friendly-SAM (Li et al. 2024) on its loss
+     2  with one group, its default, the penalty is zero and the method is Friendly-SAM (Li et al. 2024) on its loss; here the
+        default stays that of the paper's variant, four
      3  Q = -1 / Dis - log Var, measured on the test images; here on the training images, as in the paper's variant
      4  similarity (1 + cos) / 2 of parameters with running statistics and projection heads
      5  the Fisher information squares gradients of batch means, of the logit-adjusted loss, and divides by the samples; it and
@@ -19,8 +20,12 @@ Where it differs from the paper (`gkp_gsa`, `preservation`):
      7  the groups' directions start from one gradient, of loss and penalty; what is taken off is a moving average and not
         equation 12's projection, in place, so that group k starts from what group k - 1 left
      8  the radius hardly depends on anything, by its clamp; ascents are ASAM's (Kwon et al. 2021)
-     9  one perturbed pass for all groups, in which BatchNorm's statistics stand still (here: batchnorm=clean does that)
+     9  one perturbed pass for all groups, in which BatchNorm's statistics stand still (here: with batchnorm=clean; they move in
+        every pass by default)
     10  equation 15's regularizer is not there
+
+So `gkp_variant=released` alone is the released update, not the released run: that is --gkp_variant released --batchnorm clean
+--opt_options num_groups=1, which the recipe gkp-gsa fills in.
 
 Its G clean forwards, all of the same batch and weights, are one here. Two forwards and two backwards a step.
 """
