@@ -248,3 +248,15 @@ def test_drw_refuses_beta_outside_its_range(beta):
 def test_drw_refuses_an_empty_class():
     with pytest.raises(InputError, match=r"class_counts\[0\]=0 is out of range: DRW"):
         drw_weights([0, 3], beta=0.9)
+
+
+def test_what_a_loss_of_ones_own_needs_is_said_in_its_row(monkeypatch):
+    monkeypatch.setattr("landscape.losses.table.LOSSES", dict(LOSSES))
+    builder = LOSSES["LDAM"].builder
+    register_loss("margins", builder, cosine={"form": "paper"})
+    register_loss("always", builder, cosine={})
+    register_loss("pairs", builder, views=True)
+    assert needs_cosine_head("margins") and not needs_cosine_head("margins", form="release") and not needs_views("margins")
+    assert needs_cosine_head("always", form="release")
+    assert needs_views("pairs") and not needs_cosine_head("pairs")
+    assert not needs_views("nowhere:at_all") and not needs_cosine_head("nowhere:at_all")

@@ -4,7 +4,9 @@ LDAM-DRW is LDAM with `--drw_epoch`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,25 +15,37 @@ from landscape.errors import InputError
 from landscape.losses.adjusted import balanced_softmax, cross_entropy, ldam, logit_adjustment, vector_scaling
 from landscape.losses.weighted import class_balanced, focal
 
-# name -> builder(class_counts, *, options with defaults): a new loss is one row.
-LOSSES: dict[str, str | Callable[..., nn.Module]] = {
-    "CE": cross_entropy,
-    "LDAM": ldam,
-    "LA": logit_adjustment,
-    "VS": vector_scaling,
-    "BS": balanced_softmax,
-    "CB": class_balanced,
-    "Focal": focal,
-    "BCL": "landscape.losses.contrastive:balanced_contrastive_learning",
+
+@dataclass(frozen=True)
+class LossRow:
+    """One loss of the table."""
+
+    builder: str | Callable[..., nn.Module]     # (class_counts, *, options with defaults) -> loss, or "module:callable" of one
+    views: bool = False                         # contrasts views of an image: its options have views, s, hidden and dim, as BCL's
+    cosine: Mapping[str, object] | None = None  # options with which it expects the cosines of a cosine head; None: with none
+
+
+LOSSES: dict[str, LossRow] = {      # a new loss is one row
+    "CE": LossRow(cross_entropy),
+    "LDAM": LossRow(ldam, cosine={"form": "paper"}),
+    "LA": LossRow(logit_adjustment),
+    "VS": LossRow(vector_scaling),
+    "BS": LossRow(balanced_softmax),
+    "CB": LossRow(class_balanced),
+    "Focal": LossRow(focal),
+    "BCL": LossRow("landscape.losses.contrastive:balanced_contrastive_learning", views=True),
 }
 ALIASES = {"VA": "LA"}  # the SSE-SAM README's spelling
 
 
-def register_loss(name: str, builder: Callable[..., nn.Module]) -> None:
-    """Add builder(class_counts, *, option=default, ...) -> loss(logits (B, C), targets (B,)) -> (B,) to LOSSES."""
+def register_loss(name: str, builder: Callable[..., nn.Module], **row: Any) -> None:
+    """Add builder(class_counts, *, option=default, ...) -> loss(logits (B, C), targets (B,)) -> (B,) to LOSSES.
+
+    `row` may fill in the other fields of LossRow.
+    """
     if name in LOSSES or name in ALIASES:
         raise InputError(f"loss={name!r} is taken: choose another name")
-    LOSSES[name] = builder
+    LOSSES[name] = LossRow(builder, **row)
 
 
 def loss_name(name: str) -> str:
@@ -44,7 +58,8 @@ def loss_name(name: str) -> str:
 
 def builder_of(name: str) -> Callable[..., nn.Module]:
     """Return what builds a loss: its row of LOSSES, or what "module:callable" names."""
-    found = LOSSES.get(name := loss_name(name), name)
+    name = loss_name(name)
+    found = LOSSES[name].builder if name in LOSSES else name
     return find_named(found) if isinstance(found, str) else found
 
 
@@ -55,13 +70,17 @@ def loss_options(name: str) -> dict[str, object]:
 
 
 def needs_cosine_head(name: str, **options) -> bool:
-    """Tell whether a loss expects the cosines of a cosine head: only LDAM in the paper's form."""
-    return name == "LDAM" and options.get("form", "paper") == "paper"
+    """Tell whether a loss expects, with these options, the cosines of a cosine head: of ours, LDAM in the paper's form."""
+    row = LOSSES.get(ALIASES.get(name, name))
+    if row is None or row.cosine is None:
+        return False
+    whole = loss_options(name) | options
+    return all(whole[option] == value for option, value in row.cosine.items())
 
 
 def needs_views(name: str) -> bool:
-    """Tell whether a loss contrasts views of an image, and so needs views, and a network with projection heads: only BCL."""
-    return name == "BCL"
+    """Tell whether a loss contrasts views of an image, and so needs views, and a network with projection heads: of ours, BCL."""
+    return name in LOSSES and LOSSES[name].views
 
 
 def build_loss(name: str, class_counts: Sequence[int], **options) -> nn.Module:
