@@ -42,8 +42,9 @@ def data():
     draw = torch.Generator().manual_seed(5)
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate(COUNTS)])[torch.randperm(sum(COUNTS), generator=draw)]
     images = torch.rand(len(labels), 1, 3, 3, generator=draw, dtype=torch.float64) + 0.3 * labels[:, None, None, None]
-    split = Split(images, labels)
-    return LongTailData("four", split, split, tuple("abcd"), (0.5,), (0.7,))
+    other = torch.rand(8, 1, 3, 3, generator=draw, dtype=torch.float64)     # test images, of which nothing may be measured
+    test = Split(other, torch.arange(4).repeat(2))
+    return LongTailData("four", Split(images, labels), test, tuple("abcd"), (0.5,), (0.7,))
 
 
 def net(seed=0):
