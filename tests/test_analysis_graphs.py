@@ -101,7 +101,7 @@ def test_a_capture_that_fails_is_a_reason_and_is_not_tried_again_for_the_same_tr
     assert len(captures) == 1
 
 
-def test_a_graph_that_is_slower_leaves_nothing_in_memory_and_one_that_others_use_stays(device, monkeypatch):
+def test_a_graph_that_is_slower_leaves_nothing_in_memory_and_may_still_be_named(device, monkeypatch):
     speeds, traces = {"linearized": 1.0, "linearized-graphed": 1.1, "reverse": 1.2}, {}
     monkeypatch.setattr(plan, "verify", lambda name, *_: {name: speeds[name], "reverse": speeds["reverse"]})
 
@@ -113,6 +113,14 @@ def test_a_graph_that_is_slower_leaves_nothing_in_memory_and_one_that_others_use
     chosen = HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces)
     assert (named.engine, chosen.engine) == ("linearized-graphed", "linearized") and captured() == 1 and len(device) == 2
     assert chosen.reasons["linearized-graphed"] == "1.1 times slower"
+
+
+def test_a_graph_that_another_operator_was_told_to_use_stays_though_it_is_slower(device, monkeypatch):
+    speeds, traces = {"linearized": 1.0, "linearized-graphed": 1.1, "reverse": 1.2}, {}
+    monkeypatch.setattr(plan, "verify", lambda name, *_: {name: speeds[name], "reverse": speeds["reverse"]})
+    HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces, engine="linearized-graphed")
+    assert HessianOperator(make(InPlaceResidual), losses, BATCHES, traces=traces).engine == "linearized"
+    assert len(device) == 1 and any(isinstance(getattr(split, "tangent", None), graphs.Graphed) for split in traces.values())
 
 
 def test_without_a_cuda_device_a_graph_is_refused_in_one_line():

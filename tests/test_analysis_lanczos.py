@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 from matrices import SPECTRA, matrix, seeded
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from analysis.spectra import lanczos
 from analysis.spectra.extremes import extreme_eigenpairs
@@ -32,6 +34,26 @@ def test_the_three_term_recurrence_holds(dtype):
 def test_the_basis_stays_orthonormal_beyond_the_convergence_of_outliers(dtype):
     space = krylov(matrix(SPECTRA["outliers"], dtype), num_matvecs=120, num_probes=3, generator=seeded())
     assert space.orthogonality_loss < 10 * torch.finfo(dtype).eps
+
+
+def test_the_loss_of_orthogonality_is_the_largest_inner_product_within_a_probe_or_error_of_a_norm():
+    e = torch.eye(4, dtype=torch.float64)
+    state = lanczos._State.start(e[:2], 2)
+    state.alphas[:], state.step = 0.0, 2
+    state.basis[0, 1], state.basis[1, 1] = 0.8 * e[1] + 0.6 * e[0], e[0]      # the second probe's is the first's: that is no loss
+    assert state.orthogonality_loss() == pytest.approx(0.6)
+    state.basis[1, 1] = 2 * e[2]
+    assert state.orthogonality_loss() == pytest.approx(3.0)
+    state.alphas[1, 1] = np.nan         # after a breakdown a vector is not counted
+    assert state.orthogonality_loss() == pytest.approx(0.6)
+
+
+def test_without_reorthogonalisation_the_loss_is_reported(monkeypatch):
+    def thrice(basis, W):       # the three-term recurrence alone
+        return torch.stack([w - (q[-2:] @ w) @ q[-2:] for q, w in zip(basis, W)])
+    monkeypatch.setattr(lanczos, "project_out", thrice)
+    space = krylov(matrix(SPECTRA["outliers"], torch.float32), num_matvecs=60, num_probes=2, generator=seeded())
+    assert space.orthogonality_loss > 0.1
 
 
 def test_probes_advance_as_if_alone():
@@ -98,6 +120,46 @@ def test_a_basis_that_its_device_has_no_room_for_is_kept_on_the_host(monkeypatch
     operator.device = torch.device("meta")      # stands in for a GPU
     monkeypatch.setattr(lanczos, "free_memory", lambda device: 2 * 63 * operator.size * 4)
     assert home(operator, 63) == torch.device("meta") and home(operator, 64) == torch.device("cpu")
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of a device of its own: it computes with others of that device alone."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if any(isinstance(x, torch.Tensor) and x.ndim and not isinstance(x, cls) for x in tree_leaves((args, kwargs))):
+                raise RuntimeError("expected all tensors to be on the same device")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+class Moving(TorchFunctionMode):
+    """Let `.to` move tensors between that device, which calls itself cpu:0, and the host."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        moved = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.to and isinstance(args[1], torch.device):
+            moved = moved.as_subclass(torch.Tensor if args[1].index is None else Elsewhere)
+        return moved
+
+
+def test_a_basis_on_the_host_gives_the_same_space_and_its_ends_go_back_to_the_device(monkeypatch):
+    plain = krylov(matrix(SPECTRA["outliers"]), num_matvecs=30, num_probes=2, generator=seeded())
+    operator = matrix(SPECTRA["outliers"])
+    operator.device, exact = torch.device("cpu", 0), operator.matmat
+
+    def matmat(V):
+        assert isinstance(V, Elsewhere)
+        return exact(V.as_subclass(torch.Tensor)).as_subclass(Elsewhere)
+    operator.matmat = matmat
+    monkeypatch.setattr(lanczos, "free_memory", lambda device: 0)
+    monkeypatch.setattr(lanczos, "capacity", lambda operator: CAPACITY)
+    with Moving():
+        space = krylov(operator, num_matvecs=30, num_probes=2, generator=seeded())
+    assert np.array_equal(space.alphas, plain.alphas) and np.array_equal(space.betas, plain.betas)
+    assert isinstance(space.ritz.vectors, Elsewhere) and isinstance(space.ritz.products, Elsewhere)
+    assert torch.equal(space.ritz.vectors.as_subclass(torch.Tensor), plain.ritz.vectors)
+    assert space.orthogonality_loss == plain.orthogonality_loss
 
 
 @pytest.mark.parametrize("change, word", [

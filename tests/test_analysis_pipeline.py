@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from analysis import pipeline, second_opinion
-from analysis.operators import HessianOperator
+from analysis.operators import HessianOperator, replay
 from analysis.pipeline import compute_curvature
 from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
 from analysis.subject import Subject, group_batches
 from checkpoints import layout
 from checkpoints.errors import RecordError
+from checkpoints.journal import Journal
 from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
+from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.training import TrainConfig, train, training_data
 
@@ -301,3 +303,21 @@ def test_of_a_subset_the_record_says_what_images_it_has_not_seen_show_of_the_who
     assert record.group_trace.value == record.trace.value and record.group_trace.low < record.group_trace.value
     full, _ = compute_curvature(subject, 1, "tail", SETTINGS, overwrite=True)
     assert full.num_samples == full.num_available and np.isnan(full.group_curvature.value) and np.isnan(full.group_trace.low)
+
+
+def test_a_process_that_is_not_the_first_makes_the_record_and_writes_nothing(subject, monkeypatch):
+    asked = replace(SETTINGS, seed=11)
+    first, _ = compute_curvature(subject, 2, "tail", asked, overwrite=True)
+    before = {path: path.stat().st_mtime_ns for path in subject.store.path.rglob("*")}
+
+    class Second:
+        present = staticmethod(lambda: Processes(rank=1, count=1))      # one that waits for nobody
+    monkeypatch.setattr(replay, "Processes", Second)
+    monkeypatch.setattr(replay, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "is_main", lambda: False)
+    monkeypatch.setattr(RunStore, "write", lambda *_: pytest.fail("a second process wrote a record"))
+    monkeypatch.setattr(Journal, "append", lambda *_: pytest.fail("a second process wrote to the journal"))
+    monkeypatch.setattr(Journal, "clear", lambda *_: pytest.fail("a second process cleared the journal"))
+    record, fresh = compute_curvature(subject, 2, "tail", asked, overwrite=True)
+    assert fresh and content_hash(record) == content_hash(first)
+    assert {path: path.stat().st_mtime_ns for path in subject.store.path.rglob("*")} == before

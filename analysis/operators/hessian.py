@@ -132,7 +132,8 @@ class LossOperator(Snapshot):
 
         Raises InputError where the network or its loss computes a part in less than float64 whatever its inputs.
         """
-        return self._processes.together(self._twin)
+        with reproducible_kernels():
+            return self._processes.together(self._twin)
 
     def gradient_error(self) -> float:
         """Return ||g - g_64||: how far rounding leaves `gradient` from the one in float64; NaN where there is none to compare.
