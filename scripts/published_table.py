@@ -3,13 +3,14 @@
 A run of another length, network or seed is no reproduction: what departs from the recipe stands under the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from checkpoints.chosen_epoch import every_choice
+from checkpoints.chosen_epoch import WORDS, every_choice
 from checkpoints.comparison import Comparison, Member
-from landscape.recipes import departures, published
+from landscape.recipes import departures, published, recipe_named
 
 GROUPS = ("many", "medium", "few", "all")
 NO_DEPARTURE = ("seed", "opt", "eval_every")    # a seed of one's own, and what the table itself varies
@@ -34,7 +35,13 @@ def _rows(members: Sequence[Member]) -> dict[str, dict[str, float]]:
             words = outcome.words.partition(", ")[2]
             found.setdefault(words, []).append({group: 100 * outcome.accuracy.get(group, float("nan")) for group in GROUPS})
     means = {words: dict(pd.DataFrame(rows).mean()) for words, rows in found.items()}
-    return means | {"published": published(members[0].config)}
+    return means | {published_words(members[0].config): published(members[0].config)}
+
+
+def published_words(config: Mapping[str, Any]) -> str:
+    """Return how the published accuracies of a run's recipe were chosen and averaged, in the words used for ours."""
+    said = recipe_named(config["recipe"]).values(config)
+    return f"published: {WORDS[said['selection']]}{', flips averaged' if said['flip_average'] else ''}"
 
 
 def departure_lines(runs: Comparison) -> list[str]:
