@@ -44,7 +44,7 @@ class Measure:
 _VECTORS, _GRADIENTS = "spectra with eigenvectors of its groups", ("groups", "max_samples", "split", "rho", "dtype", "seed")
 MEASURES = {
     "alignment": Measure(
-        "mechanism:alignment", "|<v, eps>| / ||eps|| of each optimizer's perturbation with the lowest eigenvectors",
+        "mechanism:alignment", "|<v, eps>| / ||eps|| of SAM's, ImbSAM's, SSE-SAM's ascents with the lowest eigenvectors",
         _VECTORS, "Lyu et al. 2025 (SSE-SAM), claims (a) to (c)", (*_GRADIENTS, "num_pairs", "batches"),
         "mechanism:alignment_work", spectra=True),
     "amplification": Measure(

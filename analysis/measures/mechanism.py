@@ -1,13 +1,14 @@
 """The mechanism, measured at a checkpoint: what ascents have to do with the most negative curvature of each group.
 
-    alignment       of each optimizer's perturbation with the most negative eigenvectors of head and tail
+    alignment       of SAM's, ImbSAM's and SSE-SAM's perturbations with the most negative eigenvectors of head and tail
     amplification   of the gradient along them, against its prediction
     ablation        of a group's direction of ascent: in full, along the global gradient, with that removed
 
 Formulas: analysis/measures/perturbations.py. Gradients and eigenvectors are of one loss in one mode: the spectrum's loss,
 evaluation mode, the spectrum's own images for its group. What optimizers climb is that loss over all head and tail images
 (subsets with `max_samples`, each weighted by the images its group has). Mini-batches are a series apart: training loss,
-training mode.
+training mode. The ascents are those of `perturbations.ASCENTS` at every checkpoint, whichever optimizer trained it: a run by
+Focal-SAM, CC-SAM or GKP-GSA is seen along SAM's, never along its own, and the table of methods has SAM's and ImbSAM's alone.
 """
 
 from typing import Any
@@ -34,7 +35,10 @@ NEARBY = 1e-8       # share of rho at which the law is measured too: a network w
 
 
 def alignment(case) -> Table:
-    """Return |<v, eps>| / ||eps|| of every ascent with the lowest eigenvectors of every group, for all images and in batches."""
+    """Return |<v, eps>| / ||eps|| of every ascent with the lowest eigenvectors of every group, for all images and in batches.
+
+    Ascents are SAM's, ImbSAM's and SSE-SAM's, whichever optimizer trained the run.
+    """
     slopes, rows, batches = _Slopes(case), [], []
     for group in case.settings.groups:
         for name, ascent in ASCENTS.items():
