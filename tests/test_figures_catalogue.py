@@ -15,9 +15,7 @@ from figures import Options, catalogue, draw, style
 from figures.glossary import QUANTITIES
 
 FIGURES = sorted(catalogue.CATALOGUE)
-DRAWINGS = [pytest.param(name, width, marks=[] if width == "two" else pytest.mark.slow)     # a second each
-            for width in style.WIDTHS for name in FIGURES]
-drawings = pytest.mark.parametrize("name, width", DRAWINGS)
+drawings = pytest.mark.parametrize("name, width", [(name, width) for width in style.WIDTHS for name in FIGURES])
 
 
 @pytest.fixture(scope="module")
