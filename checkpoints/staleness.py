@@ -98,7 +98,7 @@ def _spectra(store: RunStore, record: Any, inputs: Mapping[str, Any]) -> str:
 
 
 def _is_other(store: RunStore, surface: Surface, row: int, word: re.Match) -> bool:
-    """Return whether a direction is no longer the eigenvector that the spectrum now holds; vectors are compared if both keep them."""
+    """Return whether a direction is not the eigenvector that the spectrum now holds; vectors are compared if both keep them."""
     path = _spectrum_path(store, surface.epoch, word["group"])
     if not path.is_file():
         return False

@@ -92,7 +92,7 @@ def test_every_picture_has_a_caption_that_names_records_of_every_run(pooled):
 
 def test_the_readme_shows_the_gallery_first_and_says_what_it_was_drawn_from(pooled):
     found = captions(README)
-    first, *others = found
+    first = next(iter(found))
     assert first.startswith("docs/gallery/") and README.index(first) < README.index("## Run it")
     check_named(found[first], [member.run.path for member in pooled.everyone])
     assert f"]({RECORDS.relative_to(DOCS.parent)})" in found[first]
