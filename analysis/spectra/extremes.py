@@ -173,7 +173,13 @@ def _inside(wanted: _Wanted, found: np.ndarray, tol: float) -> Callable[[np.ndar
 
 
 def _report(space: Subspace, wanted: _Wanted, source: Krylov, tol: float, verify: bool) -> EigenPairs:
-    """Report the wanted pairs, multiplied once more: in float64 where that is asked for and possible, else as before."""
+    """Report the wanted pairs, multiplied once more: in float64 where that is asked for and possible, else as before.
+
+    The residual is that of the operator's own matrix H: from the products of the basis, in their dtype, where others were made in
+    float64, else from those just made. How far float64 is from these is told apart, `rounding` = ||(H64 - H) v||, and does not
+    enter `converged`: ||H64 v - value v|| is at most the sum of both, and where rounding > tol |value| a pair that has converged
+    has done so for H alone.
+    """
     X, HX, values = space.pairs(wanted.places(len(space.solve())))
     wide = _widely(X, space) if verify else None
     opinion = _second_opinion(X, HX, wide)
