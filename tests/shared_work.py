@@ -8,7 +8,9 @@ import torch
 from networks import InPlaceResidual, images, losses, make
 
 from analysis.operators import GaussNewtonOperator, HessianOperator
+from analysis.spectra import lanczos
 from analysis.spectra.extremes import extreme_eigenpairs
+from analysis.spectra.lanczos import krylov
 from landscape.distributed import init_from_environment, is_main, main_first
 from landscape.errors import InputError
 
@@ -49,6 +51,17 @@ def measure() -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+def unequal_memory(rank: int) -> np.ndarray:
+    """Return eigenvalues where the first process has memory for few vectors and the second for many."""
+    H, free = HessianOperator(make(InPlaceResidual), losses, batches((4, 3)), engine="jvp"), lanczos.free_memory
+    lanczos.free_memory = lambda device: (1 + 99 * rank) * 2 * 30 * 2 * 8 * H.size
+    try:
+        space = krylov(H, num_matvecs=30, num_probes=1, generator=torch.Generator().manual_seed(0), num_ritz=2)
+        return extreme_eigenpairs(space, 2, tol=1e-10, generator=torch.Generator().manual_seed(1)).values
+    finally:
+        lanczos.free_memory = free
+
+
 def refusals(rank: int) -> dict[str, str]:
     """Return what is raised where one process alone meets a mistake."""
     model, data = make(InPlaceResidual), batches((4, 3))
@@ -86,6 +99,7 @@ def main(folder: Path) -> None:
                 file.write(f"{here.rank}{is_main():d} ")
         alone = HessianOperator(make(InPlaceResidual), losses, batches((4, 3)), engine="jvp", share=False)
         np.savez(folder / f"rank{here.rank}.npz", count=here.count, **measure(), alone=(alone @ block()[0]).numpy(),
+                 unequal_memory=unequal_memory(here.rank),
                  engine=HessianOperator(make(InPlaceResidual), losses, batches((7,))).engine,
                  **{f"refusal: {name}": text for name, text in refusals(here.rank).items()})
 

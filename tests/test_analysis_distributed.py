@@ -67,6 +67,10 @@ def test_all_processes_use_one_engine_and_an_unshared_operator_is_whole(ranks, a
     assert np.allclose(ranks[1]["alone"], alone["float64, one batch: product"][0], rtol=1e-13, atol=1e-14)
 
 
+def test_where_memory_differs_the_first_process_decides_for_all(ranks):
+    assert np.array_equal(ranks[0]["unequal_memory"], ranks[1]["unequal_memory"]) and len(ranks[0]["unequal_memory"]) == 4
+
+
 @pytest.mark.parametrize("name, word", [
     ("not finite", "InputError: rank 1 of 2: the loss is not finite"), ("other weights", "of rank 1 differ from those of rank 0"),
     ("other data", "of rank 1 differ"), ("other vectors", "seed the generators alike"),

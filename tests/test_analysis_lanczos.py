@@ -5,9 +5,11 @@ from matrices import SPECTRA, matrix, seeded
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from analysis.operators import Deflated
+from analysis.operators.replay import Remembered
 from analysis.spectra import lanczos
 from analysis.spectra.extremes import extreme_eigenpairs
-from analysis.spectra.lanczos import CAPACITY, CHUNK, home, krylov, project_out
+from analysis.spectra.lanczos import CAPACITY, CHUNK, capacity, home, krylov, project_out
 from landscape.errors import InputError
 
 
@@ -120,6 +122,18 @@ def test_a_basis_that_its_device_has_no_room_for_is_kept_on_the_host(monkeypatch
     operator.device = torch.device("meta")      # stands in for a GPU
     monkeypatch.setattr(lanczos, "free_memory", lambda device: 2 * 63 * operator.size * 4)
     assert home(operator, 63) == torch.device("meta") and home(operator, 64) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: 2.0 * a, lambda a: Deflated(a, torch.zeros(0, 200)),
+                                  lambda a: Remembered(a, [])])
+def test_of_processes_that_share_products_the_first_decides_what_fits_in_memory(wrap):
+    class Second:       # what the first has found there is told to the second
+        def first(self, value):
+            return {True: False, CAPACITY: 18}[value]
+    operator = matrix(SPECTRA["outliers"])
+    assert capacity(wrap(operator)) == CAPACITY
+    operator.processes, operator.device = Second(), torch.device("cpu", 0)
+    assert capacity(wrap(operator)) == 18 and home(wrap(operator), 10).index is None
 
 
 class Elsewhere(torch.Tensor):

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from landscape.distributed import Processes
 from landscape.errors import InputError
 
 
@@ -109,6 +110,16 @@ class Like(Operator):
     @property
     def device(self) -> torch.device:
         return self.operator.device
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the other's products."""
+        return sharing(self.operator)
+
+
+def sharing(operator: LinearOperator) -> Processes:
+    """Return the processes that make an operator's products together, and so take every step together: this one alone, mostly."""
+    return getattr(operator, "processes", Processes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,11 @@ class Snapshot(Operator):
         self.num_samples, self._processes, self.num_matvecs = num_samples, processes, 0
 
     @property
+    def processes(self) -> Processes:
+        """Those that hold a share of the samples each."""
+        return self._processes
+
+    @property
     def batches(self) -> list[Batch]:
         """The pieces that are evaluated, smaller than they were begun with where memory ran out."""
         return self._products.batches if self._products else []

@@ -21,6 +21,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from analysis.operators import LinearOperator
+from analysis.operators.algebra import sharing
 from analysis.operators.memory import free_memory
 from landscape.errors import InputError
 
@@ -179,12 +180,19 @@ def project_out(basis: Tensor, W: Tensor) -> Tensor:
 
 
 def home(operator: LinearOperator, rows: int) -> torch.device:
-    """Return where a basis of so many vectors is kept: with the operator, or on the host where the device lacks the room."""
+    """Return where a basis of so many vectors is kept: with the operator, or on the host where the device lacks the room.
+
+    Of processes that share the products the first decides, here and in `capacity`: their vectors must have the same bits.
+    """
     needed = rows * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
-    return operator.device if needed <= SHARE * free_memory(operator.device) else torch.device("cpu")
+    fits = sharing(operator).first(needed <= SHARE * free_memory(operator.device))
+    return operator.device if fits else torch.device("cpu")
 
 
 def capacity(operator: LinearOperator) -> int:
-    """Return how many vectors, each with its product, ends may be sought in: CAPACITY, or what half the free memory holds."""
+    """Return how many vectors, each with its product, ends may be sought in: CAPACITY, or what half the free memory holds.
+
+    Below CAPACITY, with more than 20 million parameters in 50 GiB for one, it is not the same at another time.
+    """
     each = 2 * operator.size * torch.empty(0, dtype=operator.dtype).element_size()
-    return min(CAPACITY, int(SHARE * free_memory(operator.device) / each))
+    return sharing(operator).first(min(CAPACITY, int(SHARE * free_memory(operator.device) / each)))
