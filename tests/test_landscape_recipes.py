@@ -57,6 +57,64 @@ def test_the_readmes_command_is_the_recipe_of_sse_sam():
     assert command("--recipe", "sse-sam") == config("sse-sam")
 
 
+def test_without_a_recipe_the_last_epoch_is_the_result():
+    assert TrainConfig().selection == command("--dataset", "synthetic").selection == "last"
+
+
+# By hand from the documents: name, what is chosen -> settings, of which a mapping names the options it is to hold.
+STEPS = {"schedule": "step", "milestones": (160, 180), "warmup_epochs": 5, "scheduler_at": "end", "flip_average": False}
+RELEASED = {"arch": "resnet34", "batch_size": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "epochs": 200,
+            "schedule": "cosine", "scheduler_at": "start", "restore": "subtract", "norm_epsilon": 1e-16, "batchnorm": "every",
+            "imb_factor": 100.0, "subset": "first", "flip_average": True, "rho": 0.05}
+GKP = STEPS | {"arch": "resnet32", "batch_size": 256, "lr": 0.15, "weight_decay": 5e-4, "epochs": 200, "decay": 0.1,
+               "loss": "BCL", "loss_options": {"a": 2.0, "b": 0.6, "tau": 1.0, "temperature": 0.1, "s": 30.0},
+               "opt_options": {"num_groups": 4}, "seed": 2131224, "subset": "seeded", "data_seed": 0}
+LARGE = {"schedule": "cosine", "arch": "torchvision:resnet50"}
+CC = STEPS | {"arch": "resnet32", "batch_size": 64, "lr": 0.1, "weight_decay": 2e-4, "epochs": 200 + 30, "decay": 0.1,
+              "imb_factor": 200.0}
+RANGWANI = STEPS | {"arch": "resnet32", "batch_size": 128, "lr": 0.1, "weight_decay": 2e-4, "epochs": 200, "decay": 0.01,
+                    "imb_factor": 100.0, "subset": "seeded", "data_seed": 0, "opt": "sam", "batchnorm": "every"}
+RECORDED = {
+    "sse-sam": ({}, RELEASED | {"opt": "ssesam", "eta": 100, "head_rho": 0.05, "tail_rho": 0.1, "gamma": 0.7, "loss": "CE",
+                                "gamma_rule": "released", "normalization": "cifar10", "eval_every": 10, "seed": 9826}),
+    "sse-sam, LDAM": ({"loss": "LDAM"}, {"loss_options": {"form": "release", "max_m": 0.5, "s": 30.0}, "drw_epoch": None}),
+    "sse-sam, LA": ({"loss": "LA"}, {"loss_options": {"tau": 0.75}}),
+    "sse-sam, VS": ({"loss": "VS"}, {"loss_options": {"gamma": 0.05, "tau": 0.75}, "gamma": 0.7}),
+    "imbsam": ({}, RELEASED | {"opt": "imbsam", "eta": 20, "weighting": "double_tail", "loss": "CE", "eval_every": 1,
+                               "dataset": "cifar100"}),
+    "rangwani": ({}, RANGWANI | {"dataset": "cifar10", "rho": 0.1, "drw_epoch": None}),
+    "rangwani, CE and DRW": ({"dataset": "cifar100", "drw_epoch": 160}, RANGWANI | {"rho": 0.8, "drw_beta": 0.9999}),
+    "rangwani, LDAM": ({"loss": "LDAM"}, {"loss_options": {"form": "paper", "max_m": 0.5, "s": 30.0}, "drw_epoch": 160,
+                                          "drw_beta": 0.9999, "rho": 0.8}),
+    "rangwani, VS": ({"loss": "VS", "rho": 0.1}, {"loss_options": {"gamma": 0.3, "tau": 1.0}}),
+    "gkp-gsa": ({}, GKP | {"opt": "gkp_gsa", "gkp_variant": "paper"}),
+    "gkp-gsa, CIFAR-10": ({"dataset": "cifar10"}, GKP),
+    "gkp-gsa, as released": ({"gkp_variant": "released"}, {"opt_options": {"num_groups": 1}, "batchnorm": "clean"}),
+    "gkp-gsa, ImageNet-LT": ({"dataset": "imagenet-lt"}, LARGE | {"epochs": 90, "lr": 0.1, "weight_decay": 5e-4,
+                                                                  "opt_options": {"num_groups": 6}}),
+    "gkp-gsa, iNaturalist": ({"dataset": "inaturalist18"}, LARGE | {"epochs": 100, "lr": 0.2, "weight_decay": 1e-4,
+                                                                    "opt_options": {"num_groups": 4}}),
+    "focal-sam": ({}, {"arch": "resnet32", "batch_size": 64, "lr": 0.1, "epochs": 200, "schedule": "cosine", "loss": "LA",
+                       "normalization": "cifar10", "rho": 0.3, "weight_decay": 1e-3, "batchnorm": "every",
+                       "opt_options": {"focal_gamma": 3.2, "focal_weight": 0.8}}),
+    "cc-sam": ({}, CC | {"dataset": "cifar100", "opt_options": {
+        "radius_scale": 1e-6, "flat_ratio": 0.5, "adversarial": 1.0, "adversarial_cap": 0.3, "second_stage": 30 / 230}}),
+    "cc-sam, CIFAR-10": ({"dataset": "cifar10"}, CC | {"opt_options": {
+        "radius_scale": 1e-6, "flat_ratio": 0.3, "adversarial": 1.0, "adversarial_cap": 1.0, "second_stage": 30 / 230}}),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_a_recipes_settings_are_the_numbers_that_its_source_records(case):
+    chosen, recorded = RECORDED[case]
+    run = config(case.partition(",")[0], **chosen)
+    for name, expected in (recorded | {"selection": "test_best"}).items():
+        found = getattr(run, name)
+        if isinstance(expected, dict):
+            found = {option: found.get(option) for option in expected}
+        assert found == expected, name
+
+
 def test_sse_sams_rates_are_the_released_ones():
     run = config("sse-sam")
     assert learning_rate(run, 0) == pytest.approx(0.00999938, abs=5e-9) and learning_rate(run, 199) == 0
