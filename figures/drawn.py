@@ -1,13 +1,16 @@
 """The numbers behind figures that are no tables themselves, for the CSV beside them: what is drawn, and nothing else.
 
-One row a point: of a smoothed density with its band, of a line with its quadratic prediction, of a plane.
+One row a point: of a smoothed density with its band, of a line with its quadratic prediction, of a plane, of the overview.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from analysis.findings import summary
 from checkpoints.comparison import Comparison
-from figures import spectrum, surface
+from figures import saddle, spectrum, surface
 from figures.options import Options
 
 
@@ -49,3 +52,27 @@ def planes(runs: Comparison, options: Options) -> pd.DataFrame:
         parts += [pd.DataFrame({"opt": opt, "surface": plane.name, "group": group, "alpha": alpha, "beta": beta,
                                 "loss": surface.plane_of(plane, group).ravel()}) for group in runs.present(options.groups)]
     return pd.concat(parts).set_index("opt")
+
+
+def overview(runs: Comparison, options: Options) -> pd.DataFrame:
+    """Return opt, quantity (density | lambda_min | test_accuracy), group, epoch, value, low, high, eigenvalue, seed.
+
+    The value of a density is that at `eigenvalue`. Rows with a seed are dots, the others means; low and high go with accuracy.
+    """
+    groups = runs.present(options.groups)
+    density = densities(runs, replace(options, style="relative")).drop(columns=["low", "high"]).reset_index()
+    lowest = saddle.over_epochs(runs, groups, "lambda_min")[["opt", "group", "epoch", "value"]]
+    seeds = summary.curvature_frame(runs)[["opt", "seed", "group", "epoch", "lambda_min"]]
+    parts = {"density": [density.rename(columns={"density": "value"})],
+             "lambda_min": [lowest, seeds[seeds["group"].isin(groups)].rename(columns={"lambda_min": "value"})],
+             "test_accuracy": _accuracies(runs, groups, options.level)}
+    made = pd.concat([part.assign(quantity=quantity) for quantity in parts for part in parts[quantity]])
+    return made.set_index("opt")[["quantity", "group", "epoch", "value", "low", "high", "eigenvalue", "seed"]]
+
+
+def _accuracies(runs: Comparison, groups: tuple[str, ...], level: float) -> list[pd.DataFrame]:
+    """Return the mean accuracies of the last epoch with their intervals, and those of every seed."""
+    means, seeds = summary.accuracy_table(runs, groups=groups, level=level).reset_index(), summary.last_accuracies(runs, groups)
+    interval = {"low": "_low", "high": "_high", "value": ""}
+    return [means[["opt", "epoch"]].assign(group=group, **{name: means[group + end] for name, end in interval.items()})
+            for group in groups] + [seeds[["opt", "epoch", "seed"]].assign(group=group, value=seeds[group]) for group in groups]

@@ -13,8 +13,25 @@ def runs():
     return compare(fake_runs(("sgd", "ssesam"), (0,), epochs=(60,), probes=2, steps=6))
 
 
-def test_every_figure_but_the_overview_of_them_has_its_numbers_beside_it():
-    assert [name for name, entry in CATALOGUE.items() if entry.table is None] == ["overview"]
+def test_every_figure_has_its_numbers_beside_it():
+    assert [name for name, entry in CATALOGUE.items() if entry.table is None] == []
+
+
+def test_the_numbers_of_the_overview_are_those_drawn_in_its_three_parts():
+    runs = compare(fake_runs(("sgd", "ssesam"), (0, 1), epochs=(0, 60), probes=2, steps=6))
+    table, figure = drawn.overview(runs, Options()).reset_index(), draw("overview", runs)
+    tail = table.query("opt == 'ssesam' and group == 'tail'")
+    ridges, epochs, accuracies = (figure.axes[place] for place in (1, 3, 5))      # the right column
+    curve = tail.query("quantity == 'density'")
+    assert any(np.array_equal(line.get_xdata(), curve["eigenvalue"]) for line in ridges.lines)
+    lines = [line.get_xydata().tolist() for line in epochs.lines]
+    lowest = tail.query("quantity == 'lambda_min'")
+    means, dots = (part[["epoch", "value"]].to_numpy(float).tolist() for part in (
+        lowest[lowest["seed"].isna()], lowest[lowest["seed"].notna()]))
+    assert means in lines and any(sorted(dots) == sorted(points) for points in lines)
+    mean = tail.query("quantity == 'test_accuracy' and seed != seed").iloc[0]
+    assert any(line.get_xdata()[0] == 100 * mean["value"] for line in accuracies.lines)
+    assert mean["low"] < mean["value"] < mean["high"] and set(tail["seed"].dropna()) == {0, 1}
 
 
 def test_the_densities_are_those_of_the_lines_drawn(runs):
