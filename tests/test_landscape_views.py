@@ -126,8 +126,8 @@ def test_most_contrasted_views_have_other_colors_in_the_ranges_named(policy):
     assert same.float().mean() == pytest.approx(0.2 * 0.8, abs=0.055)      # neither jittered nor gray
     moved = views[~same & (views.amax(1) - views.amin(1) > 1e-3)].double()
     hue, saturation, value = zip(*(colorsys.rgb_to_hsv(*row) for row in moved.tolist()))
-    hue, saturation, value = (torch.tensor(x) - x0 for x, x0 in zip((hue, saturation, value),
-                                                                   colorsys.rgb_to_hsv(*(color / 255).tolist())))
+    start = colorsys.rgb_to_hsv(*(color / 255).tolist())
+    hue, saturation, value = (torch.tensor(x) - x0 for x, x0 in zip((hue, saturation, value), start))
     assert 0.08 < hue.abs().max() <= 0.1 + 1e-3 and saturation.abs().max() > 0.1 and value.abs().max() > 0.15
 
 

@@ -234,10 +234,10 @@ def test_the_kept_study_files_are_studies(file):
     assert study.name == file.stem and len(study.runs()) == len(study.methods) * len(study.seeds)
 
 
-def runs_of(name):
+def runs_of(data):
     """Return the configurations of a kept family study by method."""
-    study = Study.read(str(ROOT / "docs" / "studies" / f"{name}-family.toml"))
-    return {method: run.config for method, run in zip(study.methods, study.runs())}
+    study = Study.read(str(ROOT / "docs" / "studies" / f"{data}-family.toml"))
+    return {name: run.config for name, run in zip(study.methods, study.runs())}
 
 
 @pytest.mark.parametrize("name, focal, sam_rho, margin", [
@@ -249,8 +249,7 @@ def test_the_family_studies_have_the_options_that_papers_record_for_their_data(n
     own = runs["focalsam"]
     assert (own.rho, own.opt_options["focal_gamma"], own.opt_options["focal_weight"]) == focal
     assert runs["sam-ldam-drw"].rho == sam_rho and runs["sam"].rho == runs["friendlysam"].rho == 0.05
-    for method in ("ldam-drw", "sam-ldam-drw"):
-        run = runs[method]
+    for run in (runs["ldam-drw"], runs["sam-ldam-drw"]):
         assert (loss_options("LDAM") | dict(run.loss_options))["max_m"] == margin
         assert run.drw_epoch == round(run.epochs * (0.8 if name.startswith("cifar") else 2 / 3))
 
@@ -260,8 +259,8 @@ def test_the_family_studies_have_the_options_that_papers_record_for_their_data(n
     ("cifar100-lt", {"bcl": 51.9, "gkp": 52.4, "gsa": 52.7, "gkp-gsa": 53.2, "sgd": 38.4}),
     ("imagenet-lt", {"bcl": 56.0, "gkp-gsa": 57.9}), ("inaturalist18", {"bcl": 71.8, "gkp-gsa": 74.4})])
 def test_the_family_studies_rows_stand_beside_their_published_numbers(name, found):
-    told = {method: published(config.stored()).get("all") for method, config in runs_of(name).items()}
-    assert {method: value for method, value in told.items() if value is not None} == found
+    told = {row: published(config.stored()).get("all") for row, config in runs_of(name).items()}
+    assert {row: value for row, value in told.items() if value is not None} == found
 
 
 def test_the_cifar_100_study_begins_with_bcl_and_gkp_gsa():
