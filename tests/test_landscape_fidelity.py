@@ -215,6 +215,19 @@ def test_the_released_rule_switches_where_its_product_rounds_to(gamma, ceil, rel
     assert (switch_epoch(gamma, 200, "ceil"), switch_epoch(gamma, 200, "released")) == (ceil, released)
 
 
+def test_as_released_a_training_switches_where_its_product_rounds_to():
+    # 0.28 * 25 is 7.000000000000001 in floating point: with one step an epoch, the eighth differs and no earlier one.
+    parameters = {(rule, steps): trained(steps, epochs=25, batch_size=1000, gamma=0.28, gamma_rule=rule)[0]
+                  for rule in ("ceil", "released") for steps in (7, 8)}
+    assert torch.equal(parameters["ceil", 7], parameters["released", 7])
+    assert not torch.equal(parameters["ceil", 8], parameters["released", 8])
+
+
+def test_as_released_a_gamma_of_zero_trains_in_the_first_stage_for_ever(usual):
+    assert torch.equal(trained(gamma=0.0, gamma_rule="released")[0], usual)     # of gamma = 1, which never switches
+    assert not torch.equal(trained(gamma=0.0)[0], usual)
+
+
 # --- which images -------------------------------------------------------------------------------------------
 
 

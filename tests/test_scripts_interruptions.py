@@ -241,6 +241,24 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path, capsys, monkeypat
     assert (tmp_path / "train.log").read_bytes() == before
 
 
+def test_a_second_process_is_refused_from_another_process(tmp_path):
+    run, words = tmp_path / "run", ["--dataset", "synthetic", "--epochs", "100000", "--quiet"]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words, "--out", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, env=environment)
+    try:
+        while not (run / "resume.h5").exists() and first.poll() is None:
+            time.sleep(0.02)
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=100)
+        assert (second.returncode, second.stdout) == (2, "") and first.poll() is None
+        assert second.stderr == (f"landscape train: error: {run} is being written by process {first.pid}: wait until it ends, "
+                                 "or stop it\n")
+    finally:
+        first.terminate()
+        first.communicate(timeout=100)
+    assert first.returncode == 0 and (run / "train.log").read_text().count("started by process") == 1
+
+
 TOGETHER = """
 import os, signal, sys
 from landscape.distributed import init_from_environment
