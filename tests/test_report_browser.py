@@ -12,7 +12,7 @@ from PIL import ImageChops
 
 from checkpoints.comparison import compare
 from checkpoints.records import Surface
-from figures import report
+from figures import report, style
 from figures.markup import Markup
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome is found: apt-get install chromium")
@@ -75,6 +75,10 @@ def test_nothing_complains_nothing_is_loaded_and_everything_fits(browser, path, 
     smallest = page.evaluate("Math.min(...[...document.querySelectorAll('main p, main li, main td, main dd, main th')]"
                              ".map(e => parseFloat(getComputedStyle(e).fontSize)))")
     assert smallest >= 12       # pixels
+    scales = page.evaluate("[...document.querySelectorAll('main picture img')].map(e => e.getBoundingClientRect().width / "
+                           "e.naturalWidth)")     # of a pixel of the picture on the screen
+    dots = report.DPI["one" if width == PHONE else "two"]
+    assert scales and min(scales) * style.SMALL / 72 * dots >= 9       # pixels, of the smallest text in a picture
     assert drawn(page) > 300
     for name in ("surface-plot", "slices-plot"):
         assert 200 < page.evaluate(f"document.getElementById('{name}').getBoundingClientRect().height") < 700
