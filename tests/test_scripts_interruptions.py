@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ from scripts.cli import main
 from scripts.interruptions import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGE = 1 << 30
 
 
 @pytest.fixture(autouse=True)
@@ -140,69 +137,67 @@ def test_a_process_asked_from_outside_ends_in_order_and_can_be_continued(tmp_pat
         "metrics.csv", "resume.h5", "run.json", "train.log", "writer.lock"]
 
 
-@contextmanager
-def disk_of(size):
-    """Let no file grow beyond `size` bytes, as if the disk were full."""
-    before, bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True      # Python 3.11 does not notice that it could write a part of a .pyc file alone
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        sys.dont_write_bytecode = bytecode
+FULL = """
+import resource, signal, sys
+import pytest
+from disturbed_runs import at_step, landscape_train, send
+
+step, size, out, *signals = sys.argv[1:]
+
+def fill():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    for name in signals:
+        send(getattr(signal, name))()
+
+with pytest.MonkeyPatch.context() as patch:
+    at_step(patch, int(step), fill) if int(step) else fill()
+    sys.exit(landscape_train(out))
+"""
 
 
-def fill(size):
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def train_on_a_full_disk(out, size, step=0, *signals):
+    """Train in another process, where no file grows beyond `size` bytes from this step on, as if the disk were full."""
+    # Python 3.11 does not notice that it could write a part of a .pyc file alone: none is written.
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1",
+                                "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, "-c", FULL, str(step), str(size), str(out), *signals], env=environment,
+                          capture_output=True, text=True, timeout=200)
 
 
-def refused_in_one_line(capsys, path, name, reason="File too large"):
-    shown = capsys.readouterr()
-    return (shown.out, shown.err) == ("", f"landscape train: error: {path / name}: {reason}\n")
+def refused_in_one_line(done, path, name, reason="File too large"):
+    return (done.returncode, done.stdout, done.stderr) == (2, "", f"landscape train: error: {path / name}: {reason}\n")
 
 
 @pytest.mark.parametrize("step, size, name", [
     (1, 40, "metrics.csv"), (STEPS + 1, 2000, "checkpoints/epoch-0002.h5"), (2 * STEPS + 1, 2000, "resume.h5")])
-def test_a_full_disk_is_one_line_and_costs_at_most_the_epoch(step, size, name, tmp_path, straight, capsys, monkeypatch):
-    at_step(monkeypatch, step, fill(size))
-    with disk_of(LARGE):
-        assert landscape_train(tmp_path) == 2
-    assert refused_in_one_line(capsys, tmp_path, name)
+def test_a_full_disk_is_one_line_and_costs_at_most_the_epoch(step, size, name, tmp_path, straight):
+    assert refused_in_one_line(train_on_a_full_disk(tmp_path, size, step), tmp_path, name)
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"] == []
-    monkeypatch.undo()
     with RunStore.open(tmp_path).writer() as store:
         point = store.recorder().resumed()
         assert (point is None) == (step == 1) and (step == 1 or int(point["epochs_done"]) == step // STEPS)
     assert landscape_train(tmp_path) == 0 and same_runs(tmp_path, straight)
 
 
-def test_a_disk_too_full_for_a_stop_keeps_the_resume_point_before_it(tmp_path, straight, capsys, monkeypatch):
-    at_step(monkeypatch, STEPS + 3, lambda: (fill(2000)(), send(signal.SIGTERM)()))
-    with disk_of(LARGE):
-        assert landscape_train(tmp_path) == 2
-    assert refused_in_one_line(capsys, tmp_path, "resume.h5")
-    monkeypatch.undo()
+def test_a_disk_too_full_for_a_stop_keeps_the_resume_point_before_it(tmp_path, straight):
+    assert refused_in_one_line(train_on_a_full_disk(tmp_path, 2000, STEPS + 3, "SIGTERM"), tmp_path, "resume.h5")
     assert landscape_train(tmp_path) == 0 and same_runs(tmp_path, straight)
     assert "continued after 1 of 4 epochs by process" in texts_of_log(tmp_path)[-5]
 
 
-def test_a_disk_too_full_to_begin_leaves_no_half_run(tmp_path, capsys):
-    with disk_of(100):
-        assert landscape_train(tmp_path / "run") == 2
-    assert refused_in_one_line(capsys, tmp_path / "run", "run.json")
+def test_a_disk_too_full_to_begin_leaves_no_half_run(tmp_path):
+    assert refused_in_one_line(train_on_a_full_disk(tmp_path / "run", 100), tmp_path / "run", "run.json")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["writer.lock"]
     assert landscape_train(tmp_path / "run") == 0
 
 
-def test_a_log_that_cannot_grow_keeps_whole_lines_alone(tmp_path, straight, capsys):
+def test_a_log_that_cannot_grow_keeps_whole_lines_alone(tmp_path, straight):
     store = RunStore.create(tmp_path, RunStore.open(straight).config)
     for _ in range(300):
         store.log("." * 100)
     before = (tmp_path / "train.log").read_bytes()
-    with disk_of(len(before) + 20):
-        assert landscape_train(tmp_path) == 2
-    assert refused_in_one_line(capsys, tmp_path, "train.log") and (tmp_path / "train.log").read_bytes() == before
+    assert refused_in_one_line(train_on_a_full_disk(tmp_path, len(before) + 20), tmp_path, "train.log")
+    assert (tmp_path / "train.log").read_bytes() == before
     assert landscape_train(tmp_path) == 0 and same_runs(tmp_path, straight)
 
 
