@@ -163,8 +163,10 @@ def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tup
 
     The value of both is the mean weight of the Gauss nodes below. The bracket (level 1) is the mean of the probes' own brackets,
     and narrows with more steps; the other is for the mean over all probes at this number of steps, and narrows with more probes.
-    Where so few steps were made that nodes jump across -threshold from probe to probe (exponential decay, 1e-2 max |lambda| and
-    below, 20 steps), it holds that mean in 87 to 94 % only; the bracket is then wide, and tells.
+    Where so few steps were made that nodes jump across -threshold from probe to probe, it holds that mean less often: of the
+    exponentially decaying spectrum of the tests ("decay"), at the default threshold of 1e-3 max |lambda|, in 86 % of 1000 trials
+    with 20 steps and 92 % with 40, at 1e-2 max |lambda| in 92 % with 20; the bracket is then wide, and the joined interval held
+    the truth in every trial.
     """
     rows = zip(spectrum.alphas, spectrum.betas, spectrum.nodes, spectrum.weights)
     bounds = np.array([_bracket(*row, -threshold) for row in rows])
@@ -178,7 +180,8 @@ def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> 
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
     threshold >= 0, in units of lambda. The interval joins the `mass_parts`. In 1000 trials on each of four spectra with 10 probes
-    and 20 to 100 steps it held the truth in 95 % or more. NaN limits with one probe.
+    and 20 to 100 steps it held the truth in 95 % or more, at the default threshold too, where the probes alone may hold their mean
+    in 86 %: see `mass_parts`. NaN limits with one probe.
     """
     return join(*mass_parts(spectrum, threshold, level))
 
