@@ -180,7 +180,7 @@ def negative_mass(spectrum: Spectrum, threshold: float, level: float = 0.95) -> 
     """Return the spectral weight below -threshold: the fraction of eigenvalues with lambda < -threshold.
 
     threshold >= 0, in units of lambda. The interval joins the `mass_parts`. In 1000 trials on each of four spectra with 10 probes
-    and 20 to 100 steps it held the truth in 95 % or more, at the default threshold too, where the probes alone may hold their mean
+    and 20 to 100 steps it held the truth in 95 % or more, at the default threshold too, where probes alone may hold their mean
     in 86 %: see `mass_parts`. NaN limits with one probe.
     """
     return join(*mass_parts(spectrum, threshold, level))
