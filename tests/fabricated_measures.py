@@ -8,7 +8,6 @@ from zlib import crc32
 
 import numpy as np
 
-from analysis.measures.perturbations import region
 from checkpoints.records import Measurement
 
 SIZE = 4000
@@ -66,6 +65,11 @@ def amplification(opt, epoch, groups, rng, pairs=4) -> Measurement:
                              "measured": predicted + 0.05 * (predicted - 1) ** 2 * rng.normal(), "effective_rho": effective,
                              "reliable": float(pair < pairs - 1)})
     return tidy("amplification", epoch, rows, {"eigenvalue": "nats / parameter^2"})
+
+
+def region(strength) -> str:
+    """As `analysis.measures.perturbations.region`, which needs torch; test_figures_mechanism.py compares the two."""
+    return "shrinks" if strength < 1 else "shrinks, sign flipped" if strength < 2 else "amplifies, sign flipped"
 
 
 def ablation(opt, epoch, groups, rng) -> Measurement:
