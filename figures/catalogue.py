@@ -66,8 +66,8 @@ _SWEEP = "landscape spectrum RUN --epoch all"
 _DENSITY, _ENDS = "spectral density", "lambda_min, lambda_max"
 CATALOGUE = {
     "overview": Entry(overview.draw_overview, "spectra, lambda_min over epochs and test accuracy in one picture",
-                      "spectra, metrics", _LYU + ", overview", drawn.overview, quantity="spectral density, lambda_min, test accuracy",
-                      command=_SWEEP),
+                      "spectra, metrics", _LYU + ", overview", drawn.overview,
+                      quantity="spectral density, lambda_min, test accuracy", command=_SWEEP),
     "spectra": Entry(spectrum.draw_spectra, "spectral density with lambda_min, lambda_max, trace", "spectra",
                      _RANGWANI + ", class-wise spectra", drawn.densities, item=1, quantity=f"{_DENSITY}, {_ENDS}, trace"),
     "extreme_ratio": Entry(saddle.draw_extreme_ratio, "|lambda_min| / |lambda_max| over epochs", "spectra of several epochs",

@@ -78,6 +78,14 @@ def _unconverged(records: Sequence[tuple[Member, Curvature]]) -> Found:
                 yield _place(member, record), f"{name}, residual {pairs.residuals[end]:.1e}"
 
 
+def _rounded(records: Sequence[tuple[Member, Curvature]]) -> Found:
+    for member, record in records:
+        pairs = record.eigenpairs
+        for name, end in {"lambda_min": 0, "lambda_max": -1}.items():
+            if pairs.values.size and pairs.rounding[end] > pairs.tol * abs(pairs.values[end]):
+                yield _place(member, record), f"{name}, off by up to {pairs.rounding[end]:.1e}"
+
+
 def _unverified(records: Sequence[tuple[Member, Curvature]]) -> Found:
     for member, record in records:
         pairs = record.eigenpairs
@@ -169,6 +177,7 @@ Records = Sequence[tuple[Member, Curvature]]
 _OF_CURVATURES: tuple[tuple[str, str, Callable[[Records], Found]], ...] = (
     ("inexact", "Products were inexact: residuals bound nothing, and no sign is verified", _inexact),
     ("unconverged", "Eigenvalues that have not converged: the true end lies further out than the number", _unconverged),
+    ("rounding", "Eigenvalues of products in less than float64, which are farther off than the residual asked for", _rounded),
     ("unverified", "The sign of lambda_min is not confirmed by a float64 product: it may be rounding", _unverified),
     ("subset", "Curvature of a subset of the group's images: extreme eigenvalues of subsets lie too far out", _subsets),
     ("test images", "Curvature of the loss over test images, not of what was trained on", _test_images),
@@ -185,5 +194,5 @@ _OF_RUNS: tuple[tuple[str, str, Callable[[Comparison], Found]], ...] = (
     ("single seed", "One training run: nothing here says what another seed would give", _single_seed),
     ("code", "Made with sources that differed from the revision stated", _changed_code),
 )
-_ORDER = ("stale", "inexact", "unfinished", "unconverged", "unverified", "single seed", "subset", "not finite", "test images",
+_ORDER = ("stale", "inexact", "unfinished", "unconverged", "rounding", "unverified", "single seed", "subset", "not finite", "test images",
           "selection", "one probe", "imported", "code")

@@ -171,5 +171,5 @@ def _caption(document: dict[str, Any]) -> str:
     low, high = document["range"]
     return (f"Drag to turn. The plane {document['name']} through the weights after epoch {document['epoch']}, lowest seed of "
             f"each optimizer{document['evaluated']}; along {along}, α and β in {document['units']}. One {scale} scale for every "
-            f"group and optimizer, {low:.3g} to {high:.3g} nats; beyond it, and where the loss is not finite, nothing is drawn. Marks: checkpoints, "
-            "those of the run itself joined in order; the loss there is interpolated.")
+            f"group and optimizer, {low:.3g} to {high:.3g} nats; beyond it, and where the loss is not finite, nothing is drawn. "
+            "Marks: checkpoints, those of the run itself joined in order; the loss there is interpolated.")

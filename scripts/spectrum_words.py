@@ -59,7 +59,8 @@ def agreement(record: Curvature) -> dict[str, bool]:
 
 def _pair(pairs, index: int) -> dict:
     return {"value": float(pairs.values[index]), "residual": float(pairs.residuals[index]),
-            "converged": bool(pairs.converged[index]), "sign_verified_in_float64": bool(pairs.verified[index])}
+            "converged": bool(pairs.converged[index]), "rounding": float(pairs.rounding[index]),
+            "rounding_above_tol": bool(pairs.rounding[index] > pairs.tol * abs(pairs.values[index])), "sign_verified_in_float64": bool(pairs.verified[index])}
 
 
 def _estimate(estimate: Estimate) -> dict:
@@ -80,6 +81,7 @@ def _lines(row: dict) -> list[str]:
         pair = row[name]
         words = ["converged" if pair["converged"] else "not converged"]
         words += ["sign verified in float64"] if pair["sign_verified_in_float64"] else []
+        words += [f"of products in the working precision, which are {pair['rounding']:.1e} off"] if pair["rounding_above_tol"] else []
         lines.append(f"  {name:14} {pair['value']:+.6g} +- {pair['residual']:.1e} (residual; {', '.join(words)})")
     missed = row["missed_below"]
     lines.append(f"  nothing below  {missed['low']:+.6g} (missed with probability {1 - missed['level']:.0%})"
@@ -112,7 +114,8 @@ def _verdict_counts(rows: list[dict]) -> str:
 def _engine(row: dict) -> str:
     """Write the engine that made the products, how, and why others were not taken."""
     how = ", ".join(f"{name} {value}" for name, value in row["choice"].items() if name != "engine")
-    why = "; ".join(f"not {name}: {reason}" for name, reason in row["engine_reasons"].items())
+    why = "; ".join(f"{name}: {reason}" if name == "parameters" else f"not {name}: {reason}"
+                    for name, reason in row["engine_reasons"].items())
     return f"{row['engine']}{f' ({how})' if how else ''}{f'; {why}' if why else ''}"
 
 

@@ -206,6 +206,7 @@ def test_sound_runs_of_several_seeds_leave_nothing_to_warn_of(quick):
 
 
 @pytest.mark.parametrize("change, kind, where", [
+    (one_pair(rounding=[0.5, 0.0, 0.0, 0.0]), "rounding", "sgd-0, head, epoch 60 (lambda_min, off by up to 5.0e-01"),
     (one_pair(converged=[False, True, True, True]), "unconverged", "sgd-0, head, epoch 60 (lambda_min, residual"),
     (one_pair(verified=[False] * 4), "unverified", "sgd-0, tail, epoch 60 ("),
     (of_curvatures(provenance={"engine": "differences"}), "inexact", "sgd-0, head, epoch 60 (finite differences)"),

@@ -14,11 +14,12 @@ import pytest
 from sample_records import curvature
 
 from analysis.operators import HessianOperator
+from checkpoints.records import Estimate
 from checkpoints.store import RunStore
 from scripts.cli import main
 from scripts.compute_spectrum import memory_size, next_figure
 from scripts.forecast import Forecast, in_words
-from scripts.spectrum_words import agreement
+from scripts.spectrum_words import agreement, summary, told
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--num_probes", "2", "--num_matvecs", "6", "--num_pairs", "1", "--max_matvecs", "4", "--trace_probes", "2"]
@@ -244,6 +245,16 @@ def test_a_second_opinion_is_judged_by_residuals_and_intervals(top, trace, same)
     opinion = {"pyhessian_top_eigenvalue": record.eigenpairs.values[place] + top * far,
                "pyhessian_trace": record.trace.high + 0.5 + trace * 2.0, "pyhessian_trace_error": 1.0}
     assert tuple(agreement(replace(record, second_opinion=opinion)).values()) == same
+
+
+def test_the_words_tell_rounding_beyond_the_tolerance_and_what_images_outside_a_subset_show():
+    record, pairs = curvature(), curvature().eigenpairs
+    rough = replace(record, eigenpairs=replace(pairs, rounding=pairs.values * 0 + 0.01),
+                    group_curvature=Estimate(-0.4, -0.5, -0.3, 0.95, "data"), group_trace=Estimate(9.0, 7.0, 11.0, 0.95, "data"))
+    facts = {"stored_before": False, "run": "RUN"}
+    plain, text = (told([summary(each) | facts]) for each in (record, rough))
+    assert "1.0e-02 off" in text and "off" not in plain
+    assert "all 30 images: lambda_min <= v'Hv -0.4 [-0.5, -0.3]" in text and "all 30 images" not in plain
 
 
 @pytest.mark.slow
