@@ -194,5 +194,5 @@ _OF_RUNS: tuple[tuple[str, str, Callable[[Comparison], Found]], ...] = (
     ("single seed", "One training run: nothing here says what another seed would give", _single_seed),
     ("code", "Made with sources that differed from the revision stated", _changed_code),
 )
-_ORDER = ("stale", "inexact", "unfinished", "unconverged", "rounding", "unverified", "single seed", "subset", "not finite", "test images",
-          "selection", "one probe", "imported", "code")
+_ORDER = ("stale", "inexact", "unfinished", "unconverged", "rounding", "unverified", "single seed", "subset", "not finite",
+          "test images", "selection", "one probe", "imported", "code")

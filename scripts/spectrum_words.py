@@ -60,7 +60,8 @@ def agreement(record: Curvature) -> dict[str, bool]:
 def _pair(pairs, index: int) -> dict:
     return {"value": float(pairs.values[index]), "residual": float(pairs.residuals[index]),
             "converged": bool(pairs.converged[index]), "rounding": float(pairs.rounding[index]),
-            "rounding_above_tol": bool(pairs.rounding[index] > pairs.tol * abs(pairs.values[index])), "sign_verified_in_float64": bool(pairs.verified[index])}
+            "rounding_above_tol": bool(pairs.rounding[index] > pairs.tol * abs(pairs.values[index])),
+            "sign_verified_in_float64": bool(pairs.verified[index])}
 
 
 def _estimate(estimate: Estimate) -> dict:
@@ -81,7 +82,8 @@ def _lines(row: dict) -> list[str]:
         pair = row[name]
         words = ["converged" if pair["converged"] else "not converged"]
         words += ["sign verified in float64"] if pair["sign_verified_in_float64"] else []
-        words += [f"of products in the working precision, which are {pair['rounding']:.1e} off"] if pair["rounding_above_tol"] else []
+        if pair["rounding_above_tol"]:
+            words.append(f"of products in less than float64, {pair['rounding']:.1e} off")
         lines.append(f"  {name:14} {pair['value']:+.6g} +- {pair['residual']:.1e} (residual; {', '.join(words)})")
     missed = row["missed_below"]
     lines.append(f"  nothing below  {missed['low']:+.6g} (missed with probability {1 - missed['level']:.0%})"

@@ -167,10 +167,10 @@ def test_a_record_of_another_engine_is_not_given_for_that_of_the_engine_named(ru
     words = ["spectrum", run, "--group", "class:1", "--epoch", "2", *QUICK, "--seed", "3", "--overwrite", "--quiet"]
     kept = [word for word in words if word != "--overwrite"]
     assert landscape(*words) == 0 and landscape(*kept) == 0
-    for asked, told in ((["--engine", "jvp"], "engine=linearized there, jvp"), (["--microbatch", "3"], "microbatch=32 there")):
+    for asked, word in ((["--engine", "jvp"], "engine=linearized there, jvp"), (["--microbatch", "3"], "microbatch=32 there")):
         assert landscape(*kept, *asked) == 2
         line, = capsys.readouterr().err.splitlines()
-        assert "holds another spectrum of class:1 at epoch 2: " in line and told in line and "--overwrite" in line
+        assert "holds another spectrum of class:1 at epoch 2: " in line and word in line and "--overwrite" in line
     assert landscape(*words, "--engine", "reverse", "--microbatch", "3") == 0
     assert landscape(*kept, "--engine", "reverse", "--microbatch", "3") == 0 and landscape(*kept) == 0
 
