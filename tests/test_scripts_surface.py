@@ -1,6 +1,8 @@
 """`landscape surface`: what it prints of lines, planes and checkpoints, and what it says to wrong words."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,23 @@ def landscape(*words):
 def document(capsys, *words):
     assert landscape(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_the_commands_of_the_document_lead_from_the_joint_optimum_to_that_of_the_tail_alone(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text(encoding="utf-8").partition("## Between optima")[2]
+    code, commands = (re.search(rf"```{kind}\n(.+?)```", text, re.S)[1] for kind in ("python", "bash"))
+    (tmp_path / "my_losses.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for line in commands.splitlines():
+        program, command, *words = line.partition("#")[0].split()
+        quick = {"train": ["--quiet"], "surface": ["--points", "5", "--quiet"]}.get(command, [])
+        assert program == "landscape" and landscape(command, *words, *quick) == 0, line
+    joint, tail = (RunStore.open(Path("runs") / name).metrics().iloc[-1] for name in ("joint", "tail"))
+    assert tail["test_accuracy/head"] < 0.2 < joint["test_accuracy/head"]       # it has seen no image of the head that counts
+    surfaces = list(RunStore.open(Path("runs/joint")).records("surface"))
+    ways = [[name.rpartition("/")[2] for name in surface.point_names] for surface in surfaces]
+    assert sorted(surface.beta.size > 0 for surface in surfaces) == [False, True] and all("tail epoch 10" in way for way in ways)
 
 
 def test_a_line_to_a_checkpoint_prints_its_distance_and_barriers(run, capsys):
