@@ -147,7 +147,8 @@ def _engines() -> dict[str, dict[str, Any]]:
                               nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10)).to(device)
     batch = torch.randn(64, 3, 16, 16, generator=generator), torch.randint(10, (64,), generator=generator)
     found: dict[str, dict[str, Any]] = {}
-    for name in (name for name in ENGINES if not name.endswith("-compiled")):
+    left_out = ("-compiled",) if device.type == "cuda" else ("-compiled", "-graphed")
+    for name in (name for name in ENGINES if not name.endswith(left_out)):
         try:
             operator = HessianOperator(model, nn.CrossEntropyLoss(), [tuple(part.to(device) for part in batch)], engine=name)
         except InputError as reason:
