@@ -36,9 +36,8 @@ def test_many_products_pay_for_compiling_and_few_do_not(monkeypatch):
     assert many.engine == "linearized-compiled" or "times slower" in many.reasons["linearized-compiled"]
 
 
-def test_without_a_compiler_the_reason_is_named_and_nothing_runs_eagerly_instead(monkeypatch):
+def test_without_a_compiler_the_reason_is_named_and_nothing_runs_eagerly_instead():
     from torch._inductor import config
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(config, "fx_graph_cache", False)
-    with pytest.raises(InputError, match="linearized-compiled: TorchInductor"):
+    missing = config.patch({"cpp.cxx": (None, "no-such-compiler"), "fx_graph_cache": False})     # put back whole by itself alone
+    with missing, pytest.raises(InputError, match="linearized-compiled: TorchInductor"):
         HessianOperator(make(InPlaceResidual), lambda z, t: 1.7 * losses(z, t), [(X, Y)], engine="linearized-compiled")
