@@ -9,7 +9,7 @@ relative   the axis is linear up to s = 1e-3 max|lambda| and logarithmic beyond,
 published  symlog with linear threshold 1, Gaussian on the eigenvalue axis with sigma^2 = 1e-5 max(1, lambda_max -
            lambda_min), floor 1e-7 (PyHessian; Rangwani et al. 2022, released code). Not scale-free.
 
-One run: the band is Student's t over probes. Several runs: the mean over seeds, and the band spans the seeds.
+One run: the band is Student's t over probes. Several runs: over the means of the seeds.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from matplotlib.ticker import NullLocator
 
 from analysis.findings import summary
 from analysis.spectra import quadrature
+from analysis.spectra.intervals import t_half_width
 from checkpoints.comparison import Comparison, check_same_object
 from checkpoints.errors import RecordError
 from checkpoints.records import Curvature, Spectrum
@@ -95,13 +96,14 @@ def density_grid(spectra: Sequence[Spectrum], scale: Scale, points: int = 1201) 
 def smoothed(spectra: Sequence[Spectrum], grid: np.ndarray, scale: Scale, level: float = 0.95):
     """Return mean density and the lower and upper edge of its band on `grid`, (P,) each.
 
-    One spectrum: a t interval over its probes (NaN with one probe). Several: the span of the seeds' densities.
+    One spectrum: a t interval over its probes (NaN with one probe). Several: one over the seeds' densities.
     """
     bands = [quadrature.density_band(spectrum, grid, *_kernel(spectrum, scale, level)) for spectrum in spectra]
     if len(bands) == 1:
         return bands[0]
     means = np.array([mean for mean, _, _ in bands])
-    return means.mean(axis=0), means.min(axis=0), means.max(axis=0)
+    mean, half = means.mean(axis=0), t_half_width(means, level)
+    return mean, mean - half, mean + half
 
 
 def plot_spectrum(ax: Axes, spectra: Spectrum | Sequence[Spectrum], scale: Scale | None = None, *, color: str = "black",
@@ -209,7 +211,7 @@ def draw_spectra(runs: Comparison, options: Options) -> Figure:
 
 
 def _legend_handles(runs: Comparison) -> list[Line2D]:
-    band = "span of seeds" if runs.num_seeds > 1 else "interval over probes"
+    band = "interval over seeds" if runs.num_seeds > 1 else "interval over probes"
     return [Line2D([], [], color=style.MUTED, label="mean density"),
             Patch(color=style.MUTED, alpha=0.25, linewidth=0, label=band),
             Line2D([], [], color=style.MUTED, linestyle="", marker="^",

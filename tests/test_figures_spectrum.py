@@ -48,14 +48,14 @@ def test_the_band_of_one_run_is_the_interval_over_probes(spectra):
         assert {tuple(p) for p in points} <= {tuple(v) for v in edges}
 
 
-def test_several_runs_are_drawn_as_mean_and_span_of_seeds(spectra):
+def test_several_runs_are_drawn_as_mean_and_t_interval_over_seeds(spectra):
     scale = spectrum.common_scale(spectra)
     grid = spectrum.density_grid(spectra, scale)
     mean, low, high = spectrum.smoothed(spectra, grid, scale)
     each = [quadrature.density(one, grid, 0.25, scale.linear).mean(axis=0) for one in spectra]
     np.testing.assert_allclose(mean, (each[0] + each[1]) / 2)
-    np.testing.assert_array_equal(low, np.minimum(*each))
-    np.testing.assert_array_equal(high, np.maximum(*each))
+    half = 12.7062 * np.abs(each[0] - each[1]) / 2         # Student's t with one degree of freedom, 97.5 %
+    np.testing.assert_allclose([mean - low, high - mean], [half, half], rtol=1e-5, atol=1e-15)
 
 
 def test_the_density_on_the_axis_holds_all_mass(spectra):
