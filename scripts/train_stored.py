@@ -54,7 +54,7 @@ def train_stored(args: argparse.Namespace, config: TrainConfig, data: LongTailDa
         _begin(args, config, data, store, position(config, *done, steps) if any(done) else "")
         total = _num_steps(config, steps)
         with _scalars(args, store, recorder.rows) as scalars, Progress(total, "training", quiet=quiet) as bar:
-            bar.update(min(done[0] * steps + done[1], total))
+            bar.skip(min(done[0] * steps + done[1], total))
 
             def progress(row: dict[str, float]) -> None:
                 _tell(row, config, store, quiet)

@@ -66,6 +66,17 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits(tmp_path, straight,
         f"epoch {epoch}" for epoch in range(1, EPOCHS + 1)]
 
 
+def test_the_forecast_of_a_continued_run_takes_stored_steps_for_no_speed(tmp_path, capsys, monkeypatch):
+    at_step(monkeypatch, 10, send(signal.SIGTERM))
+    words = ["train", *(word for word in SETTINGS if word != "--quiet"), "--out", str(tmp_path)]
+    assert main(words) == 0
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(words) == 0
+    first = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("training: "))
+    assert first.startswith(f"training: 10/{EPOCHS * STEPS} ") and "left" not in first
+
+
 def test_json_tells_of_a_stop_and_where_a_run_is_computed_is_in_the_words_to_go_on(tmp_path, capsys, monkeypatch):
     at_step(monkeypatch, 2, send(signal.SIGTERM))
     words = [word for word in SETTINGS if word != "--quiet"]
