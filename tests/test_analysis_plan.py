@@ -7,7 +7,7 @@ from analysis.operators import plan, products
 from analysis.operators.batches import Batch
 from analysis.operators.hessian import HessianOperator
 from analysis.operators.plan import Kept, Wishes, microbatches
-from analysis.operators.products import Prepared
+from analysis.operators.prepared import Prepared
 from analysis.operators.verification import relative_gap
 from landscape.errors import InputError
 

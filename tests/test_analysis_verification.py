@@ -4,7 +4,8 @@ from networks import images, losses
 from torch import nn
 
 from analysis.operators.hessian import HessianOperator
-from analysis.operators.products import EngineError, Prepared
+from analysis.operators.prepared import Prepared
+from analysis.operators.products import EngineError
 from analysis.operators.verification import check, refuse_other_losses, relative_gap
 
 

@@ -31,7 +31,7 @@ def reroute(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is aten.convolution.default and _turns(node):
             with graph.inserting_before(node):
-                node.replace_all_uses_with(_turned(graph, node))
+                _replaced(node, _turned(graph, node))
             graph.erase_node(node)
         elif node.target is aten.convolution_backward.default and _has_kernel_gradient(node):
             _by_patches(graph, node)
@@ -100,5 +100,10 @@ def _by_patches(graph: fx.Graph, node: fx.Node) -> None:
     kernel = _kernel(x, weight, grad)
     for user in [user for user in node.users if user.args[1] == 1]:
         with graph.inserting_before(user):
-            user.replace_all_uses_with(graph.call_function(kernel_gradient, (grad, x, kernel, stride, padding, dilation)))
+            _replaced(user, graph.call_function(kernel_gradient, (grad, x, kernel, stride, padding, dilation)))
         graph.erase_node(user)
+
+
+def _replaced(node: fx.Node, other: fx.Node) -> None:
+    other.meta = dict(node.meta)
+    node.replace_all_uses_with(other)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from analysis.operators.tracing import Split, TracingError
+from analysis.operators.stages import Stages, TracingError
 
 WARM_UPS = 3        # calls before the capture, in which libraries allocate what may not be allocated during it
 
@@ -20,7 +21,7 @@ WARM_UPS = 3        # calls before the capture, in which libraries allocate what
 class Graphed:
     """A function of tensors captured with some inputs: called with others of the same shapes, it is replayed."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]):
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Any]):
         self._inputs = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
         stream, callers = torch.cuda.Stream(), torch.cuda.current_stream()
         with torch.cuda.stream(stream):     # entered here, since a capture that fails does not leave the stream it entered
@@ -32,25 +33,25 @@ class Graphed:
                 self._result = function(*self._inputs)
         callers.wait_stream(stream)
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        """Return the function's value in memory of its own."""
-        for held, given in zip(self._inputs, inputs, strict=True):
-            if isinstance(held, Tensor):
-                held.copy_(given)
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the function's tensors, in memory of their own."""
+        pairs = [pair for pair in zip(self._inputs, inputs, strict=True) if isinstance(pair[0], Tensor)]
+        torch._foreach_copy_(*map(list, zip(*pairs)))       # together: a launch for each would cost what the graph saves
         self._graph.replay()
-        return self._result.clone()
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self._result)
 
 
-def graphed(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
-    """Capture the part that every product evaluates. Raises TracingError where there is no such device, or it refuses."""
+def graphed(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor], fixed: Sequence[Tensor]) -> Stages:
+    """Capture what every product evaluates. Raises TracingError where there is no such device, or it refuses."""
     if not supported(theta.device):
         raise TracingError(f"CUDA graphs need a CUDA device, not {theta.device.type}")
     with torch.no_grad(), torch.cuda.device(theta.device):
-        *residuals, _ = split.primal(theta, *tensors)
-        if elsewhere := {x.device for x in residuals if isinstance(x, Tensor)} - {theta.device}:
+        inputs = stages.inputs(theta, v, samples, fixed)
+        if elsewhere := {x.device for given in inputs.values() for x in given if isinstance(x, Tensor)} - {theta.device}:
             raise TracingError(f"CUDA graph: a part is computed on {elsewhere.pop()}, whose numbers would be those of the capture")
         try:
-            return replace(split, tangent=Graphed(split.tangent, [v, *residuals]), num_nodes=0)
+            captured = {name: Graphed(getattr(stages, name), given) for name, given in inputs.items()}
+            return replace(stages, num_nodes=0, **captured)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as reason:      # an operation that waits for the device, for one

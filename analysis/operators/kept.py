@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from analysis.operators.batches import Batch
-from analysis.operators.products import Prepare, Prepared, Product
+from analysis.operators.prepared import Prepared, summed
+from analysis.operators.products import Prepare
 from landscape.errors import InputError
 
 
@@ -41,13 +42,13 @@ class Kept:
         """Return the sum of the products of all microbatches with rows V (k, d)."""
         while True:
             try:
-                return sum((product(V) for product in self), torch.zeros_like(V))
+                return summed(self, V)
             except torch.OutOfMemoryError as reason:
                 self._retreat(reason)
 
-    def __iter__(self) -> Iterator[Product]:
+    def __iter__(self) -> Iterator[Prepared]:
         for place in range(len(self.batches)):
-            yield self.prepared(place).product
+            yield self.prepared(place)
 
     def release(self) -> None:
         """Let go of what is kept; it is prepared again when it is next needed."""

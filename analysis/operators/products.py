@@ -14,11 +14,9 @@ No engine is exact for every network: tracing is defeated by branches on data, f
 `no_grad` inside a forward makes the product of forward mode unsymmetric.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,20 +25,13 @@ from analysis.operators.batches import Batch
 from analysis.operators.folding import Folding
 from analysis.operators.graphs import graphed
 from analysis.operators.objective import Objective, identity
-from analysis.operators.tracing import Split, TracingError, compiled, held_bytes, trace_split
+from analysis.operators.prepared import Prepared, Shared, apply_rows
+from analysis.operators.stages import Stages, TracingError
+from analysis.operators.tracing import compiled, trace
 
-Product = Callable[[Tensor], Tensor]            # rows (k, d) -> rows (k, d)
 GRAPHED, COMPILED = "-graphed", "-compiled"
-FINISHES = {GRAPHED: graphed, COMPILED: compiled}       # what may be made of a trace: (split, theta, v, tensors) -> split
+FINISHES = {GRAPHED: graphed, COMPILED: compiled}       # of a trace: (stages, theta, v, samples, fixed) -> stages
 SMALL = 100_000     # parameters: below, a product is bound by dispatch rather than by arithmetic
-
-
-class Prepared(NamedTuple):
-    """The product of one batch, what it keeps in memory, and the losses of its samples as a traced function computes them."""
-
-    product: Product
-    held: int = 0                   # bytes
-    losses: Tensor | None = None    # (B,); None where nothing was traced
 
 
 Prepare = Callable[[Batch], Prepared]
@@ -56,21 +47,21 @@ class Linearized:
 
     objective: Objective
     theta: Tensor
-    traces: dict[tuple, Split]
+    traces: dict[tuple, Stages]
     block: bool = True
     finish: str = ""        # one of FINISHES, for one vector at a time
+    _shared: dict[tuple, Shared] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> Prepared:
         """Return the product of one batch; what it keeps lives as long as the product."""
-        tensors = (*batch.tensors, batch.weights, *self.objective.fixed.values())
-        split = self._split(batch, tensors)
+        key, stages = self.key(batch), self._stages(batch)
         with torch.no_grad():
-            *residuals, losses = split.primal(self.theta, *tensors)
-
-        def product(V: Tensor) -> Tensor:
-            with torch.no_grad():
-                return apply_rows(lambda v: split.tangent(v, *residuals), V, self.block and not self.finish)
-        return Prepared(product, held_bytes(residuals), losses)
+            if key not in self._shared:
+                block = self.block and not self.finish and self.theta.numel() < SMALL
+                self._shared[key] = Shared(stages, stages.set_up(self.theta, self._fixed), block)
+            shared = self._shared[key]
+            *residuals, losses = stages.primal(*_samples(batch), *shared.setting.primal)
+        return Prepared.traced(shared, residuals, losses)
 
     def key(self, batch: Batch, finish: str | None = None) -> tuple:
         """Return what a trace depends on."""
@@ -84,22 +75,25 @@ class Linearized:
         self.traces.setdefault("losses", []).append(self.objective.losses)
         return identity(self.objective.losses)
 
-    def _split(self, batch: Batch, tensors: tuple[Tensor, ...]) -> Split:
+    @property
+    def _fixed(self) -> tuple[Tensor, ...]:
+        return tuple(self.objective.fixed.values())
+
+    def _stages(self, batch: Batch) -> Stages:
         try:
             for finish in dict.fromkeys(("", self.finish)):     # what is finished is traced first
                 if self.key(batch, finish) not in self.traces:
-                    v = torch.ones_like(self.theta)
+                    given = self.theta, torch.ones_like(self.theta), _samples(batch), self._fixed
                     self.traces[self.key(batch, finish)] = (
-                        FINISHES[finish](self.traces[self.key(batch, "")], self.theta, v, tensors) if finish else
-                        self._trace(batch, v, tensors))
+                        FINISHES[finish](self.traces[self.key(batch, "")], *given) if finish else self._trace(batch, *given))
         except TracingError as reason:
             raise EngineError(str(reason)) from reason
         return self.traces[self.key(batch)]
 
-    def _trace(self, batch: Batch, v: Tensor, tensors: tuple[Tensor, ...]) -> Split:
+    def _trace(self, batch: Batch, theta: Tensor, v: Tensor, samples: tuple[Tensor, ...], fixed: tuple[Tensor, ...]) -> Stages:
         one = batch.some(1)     # evaluated first, since tracing what cannot be evaluated may end the process
-        self._traced(one)(self.theta, v, *one.tensors, one.weights, *self.objective.fixed.values())
-        return trace_split(self._traced(batch), self.theta, v, tensors)
+        self._traced(one)(theta, v, *_samples(one), *fixed)
+        return trace(self._traced(batch), theta, v, samples, fixed)
 
     def _traced(self, batch: Batch) -> Callable[..., tuple[Tensor, Tensor]]:
         count = len(batch.tensors)
@@ -110,6 +104,10 @@ class Linearized:
                 return (self.objective.product(theta, v, local, fixed),
                         self.objective.sample_losses(theta, local, dict(zip(self.objective.fixed, fixed))))
         return product
+
+
+def _samples(batch: Batch) -> tuple[Tensor, ...]:
+    return *batch.tensors, batch.weights
 
 
 def linearized(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
@@ -130,7 +128,7 @@ def linearized_compiled(objective: Objective, theta: Tensor, traces: dict, block
 def jvp(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
     """Differentiate the gradient in direction v, forward over reverse; nothing is kept."""
     def prepare(batch: Batch) -> Prepared:
-        return Prepared(lambda V: apply_rows(lambda v: objective.product(theta, v, batch), V, block))
+        return Prepared(lambda V: apply_rows(lambda v: objective.product(theta, v, batch), V, block and theta.numel() < SMALL))
     return prepare
 
 
@@ -154,30 +152,3 @@ def differences(objective: Objective, theta: Tensor, traces: dict, block: bool =
 ENGINES = {"linearized": linearized, "linearized" + GRAPHED: linearized_graphed, "linearized" + COMPILED: linearized_compiled,
            "jvp": jvp, "reverse": reverse, "differences": differences}
 EXACT = ("linearized", "jvp", "reverse")        # in order of preference
-
-
-def apply_rows(product: Callable[[Tensor], Tensor], V: Tensor, block: bool) -> Tensor:
-    """Apply a product of one vector to rows (k, d), as one block or one by one.
-
-    A block pays where dispatch is most of the time: on a CPU 2 to 3 times for small networks; for ResNet-32 the convolutions of
-    several vectors cost as much together as apart, and the copies between them more.
-    """
-    if len(V) > 1 and block and V.shape[1] < SMALL:
-        try:
-            with native_batching():
-                return torch.func.vmap(product)(V)
-        except RuntimeError as reason:
-            if not any(sign in str(reason) for sign in ("batching rule", "vmap fallback")):
-                raise
-    return torch.stack([product(v) for v in V])
-
-
-@contextmanager
-def native_batching() -> Iterator[None]:
-    """Let vmap refuse an operation that it could only evaluate in a slow loop."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)

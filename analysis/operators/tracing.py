@@ -1,20 +1,17 @@
-"""Trace a product once and split it: what depends on the vector v, and what does not.
+"""Trace a product once, into a pure graph of few operations, and cut it into stages.
 
 `torch.func.linearize` as it comes keeps constants that in-place operations then overwrite, so that it is wrong from its
 second call on for many networks (pytorch/pytorch#107538). Here the whole product jvp(grad f)(theta; v) is traced as a
-function of *all* its tensors, functionalised (no operation writes into a tensor), simplified, and cut in two graphs:
+function of *all* its tensors, functionalised (no operation writes into a tensor), simplified, and cut in `stages`.
 
-    primal(theta, tensors) -> residuals, losses  evaluated once for a microbatch, if memory allows
-    tangent(v, residuals)  -> Hv                 linear in v, evaluated for every product
-
-No input is folded into either graph, so one trace serves every microbatch of the same shapes. Constants of the code, the
+No input is folded into the graph, so one trace serves every microbatch of the same shapes. Constants of the code, the
 margins of a loss for one, are copied into the graph; a graph that writes is refused.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -24,42 +21,35 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.operators.convolutions import reroute
+from analysis.operators.stages import Stages, TracingError, cut
 
 aten, prims = torch.ops.aten, torch.ops.prims
 IDENTITIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
 CHECKS = {aten.is_same_size.default, aten._has_same_storage_numel.default}
 PLAIN = {prims.add.default: aten.add.Tensor, prims.sub.default: aten.sub.Tensor, prims.mul.default: aten.mul.Tensor,
          prims.div.default: aten.div.Tensor,
-         aten.view.default: aten.reshape.default}       # a reshape also serves a batch of vectors laid out otherwise
+         aten.view.default: aten.reshape.default,       # a reshape also serves a batch of vectors laid out otherwise
+         aten._unsafe_view.default: aten.reshape.default}
 LINEAR = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default}   # zero in, zero out
 ZEROS = {aten._efficientzerotensor.default, aten.zeros_like.default, aten.zeros.default}
 
 
-class TracingError(RuntimeError):
-    """The product cannot be traced into a pure function; the text says why."""
+def trace(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v: Tensor, samples: Sequence[Tensor],
+          fixed: Sequence[Tensor]) -> Stages:
+    """Trace product(theta, v, *samples, *fixed) -> (Hv, losses), Hv linear in v, and cut it. Raises TracingError with the reason.
 
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A traced product, cut at what does not depend on v."""
-
-    primal: Callable[..., list[Tensor]]     # (theta, *tensors) -> residuals, and the losses last
-    tangent: Callable[..., Tensor]          # (v, *residuals) -> Hv
-    num_nodes: int = 0                      # of the tangent
-
-
-def trace_split(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
-    """Trace product(theta, v, *tensors) -> (Hv, losses), Hv linear in v, and split it. Raises TracingError with the reason."""
+    samples     the tensors of a microbatch, of which Hv and the losses are a sum and a list
+    """
     try:
         with _one_fake_mode():
-            traced = make_fx(functionalize(product))(theta, v, *tensors)
+            traced = make_fx(functionalize(product))(theta, v, *samples, *fixed)
     except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
         raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
     _own_constants(traced)
     simplify(traced.graph)
     _refuse_impure(traced.graph)
     reroute(traced.graph)
-    return _split(traced)
+    return cut(traced, len(samples))
 
 
 @contextmanager
@@ -156,48 +146,17 @@ def _refuse_impure(graph: fx.Graph) -> None:
             raise TracingError(f"{node.target} draws random numbers")
 
 
-def _split(traced: fx.GraphModule) -> Split:
-    graph = traced.graph
-    theta, v, *tensors = (node for node in graph.nodes if node.op == "placeholder")
-    dependent = _dependent_on(graph, v)
-    primal, tangent = fx.Graph(), fx.Graph()
-    inside = {node: primal.placeholder(f"x{i}") for i, node in enumerate([theta, *tensors])}
-    for node in graph.nodes:
-        if node not in dependent and node.op in ("call_function", "get_attr"):
-            inside[node] = primal.node_copy(node, inside.__getitem__)
-    result, losses = next(node for node in graph.nodes if node.op == "output").args[0]
-    boundary = [node for node in inside if any(user in dependent for user in node.users)]
-    primal.output([inside[node] for node in (*boundary, losses)])
-    outside = {v: tangent.placeholder("v")} | {node: tangent.placeholder(f"c{i}") for i, node in enumerate(boundary)}
-    for node in graph.nodes:
-        if node in dependent and node.op == "call_function":
-            outside[node] = tangent.node_copy(node, outside.__getitem__)
-    if result not in outside:
-        raise TracingError("the product does not depend on v: the loss is linear in the parameters")
-    tangent.output(outside[result])
-    for part in (primal, tangent):
-        part.eliminate_dead_code()
-    return Split(fx.GraphModule(traced, primal), fx.GraphModule(torch.nn.Module(), tangent), len(tangent.nodes))
-
-
-def _dependent_on(graph: fx.Graph, v: fx.Node) -> set[fx.Node]:
-    """Return the nodes whose values depend on v."""
-    dependent = {v}
-    for node in graph.nodes:
-        if any(source in dependent for source in node.all_input_nodes):
-            dependent.add(node)
-    return dependent
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def compiled(split: Split, theta: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Split:
-    """Compile the part that every product evaluates, constants being inputs. Raises TracingError where TorchInductor cannot."""
+def compiled(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor], fixed: Sequence[Tensor]) -> Stages:
+    """Compile the passes over a microbatch, constants being inputs. Raises TracingError where TorchInductor cannot.
+
+    What is done once a product stays as it is: many small operations, which would take longer to compile than all others.
+    """
     with torch.no_grad():
-        *residuals, _ = split.primal(theta, *tensors)
-        return replace(split, tangent=_compiled(split.tangent, [v, *residuals]))
+        return replace(stages, tangent=_compiled(stages.tangent, stages.inputs(theta, v, samples, fixed)["tangent"]))
 
 
 def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
@@ -208,9 +167,3 @@ def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
     except Exception as reason:     # no compiler, an operation it does not know: a reason to stay eager, shown to the user
         raise TracingError(f"TorchInductor: {type(reason).__name__}: {_first_line(reason)}") from reason
     return function
-
-
-def held_bytes(residuals: Sequence[Tensor]) -> int:
-    """Return the memory that a list of tensors keeps alive, shared storages counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals if isinstance(t, Tensor)}
-    return sum(storages.values())

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from analysis.operators.batches import Batch
 from analysis.operators.objective import Objective
-from analysis.operators.products import ENGINES, EngineError, Prepared, Product
+from analysis.operators.prepared import Prepared, Product
+from analysis.operators.products import ENGINES, EngineError
 from landscape.errors import InputError
 
 KINKS = 10      # times the rounding of another engine, measured, that a float32 product may be off

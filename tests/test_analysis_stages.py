@@ -1,0 +1,125 @@
+"""A traced product in stages: each is evaluated as often as what it depends on changes, and the last is linear."""
+
+import pytest
+import torch
+from networks import Attention, InPlaceResidual, Masked, Shared, VisionTransformer, images, losses, make
+from torch import nn
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from analysis.operators import HessianOperator
+from analysis.operators.prepared import Prepared, summed
+from analysis.operators.stages import TracingError, cut
+from analysis.operators.verification import relative_gap
+
+X, Y = images(8)
+aten = torch.ops.aten
+STAGES = ("setting", "primal", "before", "tangent", "after")
+
+
+def prepared(kind, count=2, **options):
+    """Return an operator and its prepared microbatches."""
+    operator = HessianOperator(make(kind), losses, list(zip(X.chunk(count), Y.chunk(count))), engine="linearized", **options)
+    return operator, list(operator._products)
+
+
+@pytest.mark.parametrize("kind", [InPlaceResidual, Attention, VisionTransformer, Shared, Masked], ids=lambda kind: kind.__name__)
+def test_the_last_stage_is_linear_in_the_shares_of_microbatches(kind):
+    operator, (one, other) = prepared(kind)
+    V = torch.randn(1, operator.size, dtype=torch.float64)
+    begun = one.shared.begin(V)
+    (a,), (b,) = (one.shared.share(begun, each.residuals) for each in (one, other))
+    together = one.shared.end(begun, [[x - 3 * y for x, y in zip(a, b)]])
+    apart = one.shared.end(begun, [a]) - 3 * one.shared.end(begun, [b])
+    assert relative_gap(together, apart) < 1e-13 and together.norm() > 0
+    assert not one.shared.end(begun, [[torch.zeros_like(x) for x in a]]).any()
+
+
+@pytest.mark.parametrize("num_vectors", [1, 3])
+def test_what_microbatches_have_in_common_is_evaluated_once_a_product(num_vectors, monkeypatch):
+    operator, microbatches = prepared(Attention, 4)
+    calls = {name: 0 for name in STAGES}
+    stages = microbatches[0].shared.stages
+
+    def counted(name):
+        function = getattr(stages, name)
+
+        def call(*inputs):
+            calls[name] += 1
+            return function(*inputs)
+        return call
+    for name, function in {name: counted(name) for name in STAGES}.items():
+        object.__setattr__(stages, name, function)
+    V = torch.randn(num_vectors, operator.size, dtype=torch.float64)
+    expected = sum(each.product(V) for each in microbatches)
+    calls.update(dict.fromkeys(STAGES, 0))
+    assert relative_gap(operator.matmat(V), expected) < 1e-13
+    assert calls == {"setting": 0, "primal": 0, "before": 1, "tangent": 4, "after": 1}      # several vectors are one block
+
+
+def test_microbatches_of_several_shapes_and_untraced_ones_are_added_up():
+    operator, microbatches = prepared(InPlaceResidual, 1, microbatch=3)
+    other, pieces = prepared(InPlaceResidual, 2)
+    V = torch.randn(2, operator.size, dtype=torch.float64)
+    plain = Prepared(lambda V: 2 * V)
+    mixed = [*microbatches, plain, *pieces]
+    assert len({each.shared for each in mixed}) == 3
+    assert relative_gap(summed(mixed, V), operator.matmat(V) + 2 * V + other.matmat(V)) < 1e-13
+
+
+def test_no_share_is_written_into_what_is_kept():
+    operator, microbatches = prepared(InPlaceResidual, 4)
+    before = [[x.clone() for x in each.residuals] for each in microbatches]
+    operator.matmat(torch.randn(3, operator.size, dtype=torch.float64))
+    assert all(torch.equal(x, y) for each, kept in zip(microbatches, before) for x, y in zip(each.residuals, kept))
+
+
+def operations(stage):
+    return [node for node in stage.graph.nodes if node.op == "call_function"]
+
+
+def test_passes_over_images_hold_no_arithmetic_on_kernels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
+                        nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
+    traces = {}
+    HessianOperator(net, losses, [(torch.randn(6, 3, 8, 8), Y[:6])], engine="linearized", traces=traces)
+    stages = next(each for each in traces.values() if hasattr(each, "tangent"))
+    images_seen = {node for node in operations(stages.tangent)
+                   if any(tuple(size)[:1] == (6,) for size in _shapes(node)) or _reduces_images(node)}
+    rest = {node.target for node in operations(stages.tangent)} - {node.target for node in images_seen}
+    assert aten.mul.Tensor not in rest and aten.sum.dim_IntList not in rest
+    assert len(operations(stages.before)) + len(operations(stages.after)) > len(operations(stages.tangent))
+
+
+def _shapes(node):
+    value = node.meta.get("val")
+    return [value.shape] if isinstance(value, torch.Tensor) else []
+
+
+def _reduces_images(node):
+    return any(tuple(size)[:1] == (6,) for source in node.all_input_nodes for size in _shapes(source))
+
+
+def cut_of(function, count=1):
+    given = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    return cut(make_fx(functionalize(function), tracing_mode="fake")(*given), count), given
+
+
+@pytest.mark.parametrize("last, moved", [
+    (lambda s, theta, v: s * theta, True), (lambda s, theta, v: s / theta, True), (lambda s, theta, v: (s * v).neg(), True),
+    (lambda s, theta, v: s + 2 * s, True), (lambda s, theta, v: theta / s, False),
+    (lambda s, theta, v: s * s, False), (lambda s, theta, v: s + v, False), (lambda s, theta, v: s.abs(), False)])
+def test_only_what_is_linear_moves_behind_the_sum(last, moved):
+    stages, (theta, v, x) = cut_of(lambda theta, v, x: (last((x * v).sum(0), theta, v), x.sum(1)))
+    setting = stages.set_up(theta, ())
+    *residuals, _ = stages.primal(x, *setting.primal)
+    carried, kept = stages.before(v, *setting.before)
+    shares = stages.tangent(*carried, *setting.tangent, *residuals)
+    assert torch.allclose(stages.after(*shares, *kept, *setting.after), last((x * v).sum(0), theta, v), rtol=1e-14)
+    assert bool(operations(stages.after)) == moved
+
+
+def test_a_product_that_does_not_depend_on_the_vector_is_refused():
+    with pytest.raises(TracingError, match="linear in the parameters"):
+        cut_of(lambda theta, v, x: (x.sum(0) * theta, x.sum(1)))
