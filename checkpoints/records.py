@@ -71,7 +71,7 @@ class EigenPairs:
     residuals: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||Hv - value v||: some eigenvalue is this near
     converged: np.ndarray = array("pair")                       # (p,) bool: residual <= tol |value|
     values64: np.ndarray = array("pair", units=LAMBDA)          # (p,) v' H v with H applied in float64; NaN if not asked for
-    rounding: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||(H64 - H) v||; about 0 for float64 products; NaN: not asked
+    rounding: np.ndarray = array("pair", units=LAMBDA)         # (p,) ||(H64 - H) v||; near 0 for float64 products; NaN: not asked
     verified: np.ndarray = array("pair")                        # (p,) bool: the sign of value survives ten times |v'(H64 - H32)v|
     vectors: np.ndarray = array("pair", "parameter")            # (p, d) unit norm; (0, d) where they were not kept
     tol: float

@@ -112,7 +112,8 @@ def print_curvature_table(runs: Comparison, options: Options) -> Printed:
         names=tuple((f"{style.group_name(group)}, {style.look(opt).name}", style.look(opt).color) for group, opt in table.index),
         cells=tuple(tuple(summary.cell(row, name) for name in CURVATURE_COLUMNS) for _, row in table.iterrows()),
         caption=f"eigenvalues and trace in nats / parameter$^2$, negative mass below {limit}; {style.describe(runs)}, "
-                f"epoch {table['epoch'].iloc[0]}{style.describe_hessians(records)}{interval_note(runs, options)}{_own_note(runs)}")
+                f"epoch {table['epoch'].iloc[0]}{style.describe_hessians(records)}{interval_note(runs, options)}"
+                f"{_own_note(runs)}")
 
 
 def optimizer_handles(optimizers: Sequence[str]) -> list[Line2D]:

@@ -1,6 +1,6 @@
 """The mechanism of sharpness-aware escape, as measured: alignment, amplification, ablation, similarity of gradients.
 
-alignment      |<v, eps>| / ||eps|| of the ascents of SAM, ImbSAM and SSE-SAM with the most negative eigenvector v of head and tail
+alignment      |<v, eps>| / ||eps|| of SAM's, ImbSAM's and SSE-SAM's ascents, v the most negative eigenvector of head and tail
 amplification  <v, grad L(theta + eps)> / <v, grad L(theta)> measured, against 1 + lambda <v, eps> / <v, grad L(theta)>
 ablation       group gradients as they are, projected on the global gradient, and with it removed (Chen et al. 2026, Table 5)
 similarity     mean cosine of class or group gradients with those of mini-batches (Chen et al. 2026, Fig. 6)

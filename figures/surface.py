@@ -292,7 +292,8 @@ def evaluation_note(surfaces: Iterable[Surface]) -> str:
     surfaces = list(surfaces)
     settings = [surface.provenance.get("inputs", {}).get("settings", {}) for surface in surfaces]
     splits = dict.fromkeys("loss over test images" for own in settings if own.get("split") == "test")
-    limits = dict.fromkeys(f"at most {own['max_samples']} images of head and of tail" for own in settings if own.get("max_samples"))
+    limits = dict.fromkeys(f"at most {own['max_samples']} images of head and of tail" for own in settings
+                           if own.get("max_samples"))
     statistics = dict.fromkeys(STATISTICS[surface.batchnorm] for surface in surfaces if surface.batchnorm != "fixed")
     precisions = dict.fromkeys(surface.precision for surface in surfaces if surface.precision != "float32")
     return "".join(f", {word}" for word in (*splits, *limits, *statistics, *precisions))

@@ -266,9 +266,9 @@ def _row(label: str, row: dict[str, Any]) -> list[str]:
     each = row.get("seconds_each", row.get("product_seconds", 0.0) / max(row["products"], 1))
     rest = row.get("rest_seconds")
     apart = f"{row['apart_seconds']:.1f}" if "apart_seconds" in row else ""
-    return [label, f"{row['seconds']:.1f}", apart, f"{row['times_ours']:.2f}" if "times_ours" in row else "", str(row["products"]),
-            f"{each:.3f}",
-            "" if rest is None else f"{rest:.1f}", error("upper_error"), error("lower_error"), error("trace_error"),
+    times = f"{row['times_ours']:.2f}" if "times_ours" in row else ""
+    return [label, f"{row['seconds']:.1f}", apart, times, str(row["products"]), f"{each:.3f}",
+            "" if rest is None else f"{rest:.1f}", *(error(name) for name in ("upper_error", "lower_error", "trace_error")),
             row.get("how", "measured")]
 
 

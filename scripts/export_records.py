@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the files and say where they are; a format that no record has is an error, after the others are written."""
     stores = [RunStore.open(folder) for folder in dict.fromkeys(found for path in args.runs for found in run_folders(path))]
     if WHOLE in args.format and len(args.format) > 1:
-        raise RecordError(f"format={' '.join(args.format)}: {WHOLE} makes run folders, in which other files have no place; ask for "
+        raise RecordError(f"format={' '.join(args.format)}: {WHOLE} makes run folders, where other files have no place; ask for "
                           "it alone")
     places = _places(args, stores)
     written = {store.path: _export(args, store, places[store.path]) for store in stores}

@@ -95,9 +95,9 @@ def _lines(row: dict) -> list[str]:
         lines.append(f"  {name:14} {value['value']:.5g} {limits} ({value['kind']}, {value['level']:.0%}{short})")
     curvature, trace = row["group_curvature"], row["group_trace"]
     if not isnan(curvature["low"]):
-        lines.append(f"  all {row['num_available']} images: lambda_min <= v'Hv {curvature['value']:+.4g} [{curvature['low']:.4g}, "
-                     f"{curvature['high']:.4g}], by images not used; trace [{trace['low']:.4g}, {trace['high']:.4g}] "
-                     f"({curvature['kind']}, {curvature['level']:.0%})")
+        lines.append(f"  all {row['num_available']} images: lambda_min <= v'Hv {curvature['value']:+.4g} "
+                     f"[{curvature['low']:.4g}, {curvature['high']:.4g}], by images not used; trace [{trace['low']:.4g}, "
+                     f"{trace['high']:.4g}] ({curvature['kind']}, {curvature['level']:.0%})")
     lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
     return lines + [f"  pyhessian {'agrees' if same else 'DISAGREES'} on the {name.replace('_', ' ')}, {WITHIN[name]}"
                     for name, same in row["agreement"].items()]

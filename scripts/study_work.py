@@ -1,6 +1,6 @@
 """How much work a study is and how much of it is done: training steps, products, points and measures in one unit.
 
-The unit is a forward pass over UNIT images. A backward pass counts as two, so a gradient as three; a product as two gradients (with
+The unit is a forward pass over UNIT images. A backward pass counts as two, a gradient as three; a product as two gradients (with
 what it needs kept 1.6 were measured, else 2.5). What is left then takes about as long, a unit, as what was done.
 """
 

@@ -191,7 +191,7 @@ def test_a_deflated_operator_has_a_second_opinion_too():
 @pytest.mark.parametrize("which, values", [
     ("lower", np.r_[1.0, 1.0, 1.0, np.linspace(2, 10, 97)]),                    # 0, of what was projected out, lies outside
     ("upper", np.r_[-np.linspace(2, 10, 97), -1.0, -1.0, -1.0]),
-    ("both", np.r_[-2.0, -2.0, -2.0, -1.9, np.linspace(-1.5, 20, 300), 100, 370, 390]),     # apart by less than 1e-3 of the largest
+    ("both", np.r_[-2.0, -2.0, -2.0, -1.9, np.linspace(-1.5, 20, 300), 100, 370, 390]),  # apart by less than 1e-3 of the largest
 ])
 def test_repeated_eigenvalues_are_found_wherever_zero_and_the_other_end_lie(which, values, seed):
     pairs = extreme_eigenpairs(matrix(values, torch.float32), 3, which=which, tol=1e-3, generator=seeded(seed))

@@ -53,7 +53,8 @@ def along(store):
     store.write(RECORD)
     ways = [eigenvector_direction(RECORD, "lower", 1), eigenvector_direction(RECORD, "upper")]
     return replace(fake_plane("sgd", 60, np.random.default_rng(0)), directions=np.stack([way.vector.numpy() for way in ways]),
-                   direction_names=tuple(way.name for way in ways), direction_curvatures=np.array([way.curvature for way in ways]),
+                   direction_names=tuple(way.name for way in ways),
+                   direction_curvatures=np.array([way.curvature for way in ways]),
                    provenance={"inputs": {"checkpoint": content_hash(WEIGHTS), "directions": "stated"}})
 
 

@@ -72,7 +72,8 @@ def test_the_tables_of_the_page_are_those_of_the_records(pooled, numbers, cell):
         run = next(member.run for member in pooled.everyone if member.config["opt"] == NAMES[name])
         for text, (epoch, group) in zip(cells, product((10, 30), ("head", "tail"))):
             found = numbers(run.read("curvature", epoch=epoch, group=group))
-            assert [float(word.replace("−", "-")) for word in re.findall(r"−?[\d.]+", text)] == [round(value, 1) for value in found]
+            told = [float(word.replace("−", "-")) for word in re.findall(r"−?[\d.]+", text)]
+            assert told == [round(value, 1) for value in found]
 
 
 def captions(page):

@@ -48,7 +48,7 @@ def graphed(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor],
     with torch.no_grad(), torch.cuda.device(theta.device):
         inputs = stages.inputs(theta, v, samples, fixed)
         if elsewhere := {x.device for given in inputs.values() for x in given if isinstance(x, Tensor)} - {theta.device}:
-            raise TracingError(f"CUDA graph: a part is computed on {elsewhere.pop()}, whose numbers would be those of the capture")
+            raise TracingError(f"CUDA graph: a part is computed on {elsewhere.pop()}, whose numbers would be the capture's")
         try:
             captured = {name: Graphed(getattr(stages, name), given) for name, given in inputs.items()}
             return replace(stages, num_nodes=0, **captured)

@@ -153,10 +153,13 @@ def _first_line(error: Exception) -> str:
 def compiled(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor], fixed: Sequence[Tensor]) -> Stages:
     """Compile the passes over a microbatch, constants being inputs. Raises TracingError where TorchInductor cannot.
 
-    What is done once a product stays as it is: many small operations, which would take longer to compile than all others.
+    What is done once a product is many small operations. On a CPU they take some milliseconds as they are, and would take longer
+    to compile than all others; on a GPU each is a launch.
     """
+    names = ("tangent",) if theta.device.type == "cpu" else ("before", "tangent", "after")
     with torch.no_grad():
-        return replace(stages, tangent=_compiled(stages.tangent, stages.inputs(theta, v, samples, fixed)["tangent"]))
+        inputs = stages.inputs(theta, v, samples, fixed)
+        return replace(stages, **{name: _compiled(getattr(stages, name), inputs[name]) for name in names})
 
 
 def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:

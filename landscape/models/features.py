@@ -27,7 +27,7 @@ def features_and_logits(model: nn.Module, images: Tensor, classifier: nn.Module 
         raise InputError(f"{type(model).__name__} calls no nn.Linear, whose input would be its features: give it one as its last "
                          "layer")
     if classifier is not None and call["layer"] is not classifier:
-        raise InputError(f"{type(model).__name__} declares another linear layer last than the one that it calls last, whose input "
+        raise InputError(f"{type(model).__name__} declares another linear layer last than the one it calls last, whose input "
                          "its features are: declare its classifier last")
     features = call["inputs"]
     if features.ndim != 2 or len(features) != len(images):
