@@ -23,8 +23,9 @@ QUANTITIES = (
     Quantity("`missed_below`", "where an undetected eigenvalue may still lie",
              "probability bound of Kuczyński and Woźniakowski (1992). Absence of negative curvature is never verified."),
     Quantity("`negative_mass`", "fraction of eigenvalues below −threshold",
-             "quadrature bracket, whose geometric mean is the value, widened by the interval over probes; the threshold is "
-             "relative (1e-3 of max |λ|) and shared in a table"),
+             "quadrature bracket, widened by the interval over probes; the value is the geometric mean of each probe's bounds, "
+             "and errs to the low side where they are far apart; the threshold is relative (1e-3 of max |λ|) and shared in a "
+             "table"),
     Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),
     Quantity("`trace`", "sum of all eigenvalues",
              "t interval from the second moments of its own products (XTrace: a jackknife), the extreme pairs deflated"),

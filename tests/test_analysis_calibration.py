@@ -80,6 +80,15 @@ def test_mass_intervals_hold_mean_and_truth(name):
     assert held >= 0.91 and joined >= 0.93 and widest <= 1.1
 
 
+def test_the_mass_itself_is_nearer_to_the_truth_than_the_weight_of_nodes_where_these_jump():
+    cutoff = 1e-3
+    truth = float((CALIBRATION["decay"] < -cutoff).mean())
+    found = [(mass_parts(study, cutoff)[0].value, (study.weights * (study.nodes < -cutoff)).sum(1).mean())
+             for study in trials("decay", 50, 20, 7)]
+    values, counted = np.sqrt(np.mean((np.array(found) - truth) ** 2, axis=0))
+    assert values < 0.08 and counted > 2 * values
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALIBRATION)
 def test_in_a_thousand_trials_moment_intervals_hold_in_93_to_97_percent(name):

@@ -1,5 +1,8 @@
 """A traced product in stages: each is evaluated as often as what it depends on changes, and the last is linear."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from networks import Attention, InPlaceResidual, Masked, Shared, VisionTransformer, images, losses, make
@@ -9,8 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.operators import HessianOperator
 from analysis.operators.prepared import Prepared, summed
+from analysis.operators.products import EngineError
 from analysis.operators.stages import TracingError, cut
-from analysis.operators.verification import relative_gap
+from analysis.operators.verification import probe_vectors, refuse_false_sum, relative_gap
 
 X, Y = images(8)
 aten = torch.ops.aten
@@ -101,23 +105,101 @@ def _reduces_images(node):
     return any(tuple(size)[:1] == (6,) for source in node.all_input_nodes for size in _shapes(source))
 
 
-def cut_of(function, count=1):
-    given = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+def cut_of(function, count=1, size=4):
+    given = [torch.randn(*shape, dtype=torch.float64) for shape in ((size,), (size,), (6, size))]
     return cut(make_fx(functionalize(function), tracing_mode="fake")(*given), count), given
+
+
+def total(stages, theta, v, *samples):
+    """Return the product over microbatches as stages: the sum of their shares goes through the last one."""
+    setting = stages.set_up(theta, ())
+    carried, kept = stages.before(v, *setting.before)
+    shares = [stages.tangent(*carried, *setting.tangent, *stages.primal(x, *setting.primal)[:-1]) for x in samples]
+    return stages.after(*map(sum, zip(*shares)), *kept, *setting.after)
 
 
 @pytest.mark.parametrize("last, moved", [
     (lambda s, theta, v: s * theta, True), (lambda s, theta, v: s / theta, True), (lambda s, theta, v: (s * v).neg(), True),
-    (lambda s, theta, v: s + 2 * s, True), (lambda s, theta, v: theta / s, False),
-    (lambda s, theta, v: s * s, False), (lambda s, theta, v: s + v, False), (lambda s, theta, v: s.abs(), False)])
+    (lambda s, theta, v: s + 2 * s, True), (lambda s, theta, v: torch.add(s, s * theta, alpha=3), True),
+    (lambda s, theta, v: torch.cat([s, 2 * s]), True), (lambda s, theta, v: theta / s, False),
+    (lambda s, theta, v: s * s, False), (lambda s, theta, v: s + v, False), (lambda s, theta, v: s.abs(), False),
+    (lambda s, theta, v: torch.cat([s, v]), False), (lambda s, theta, v: s.long() * v, False)])
 def test_only_what_is_linear_moves_behind_the_sum(last, moved):
     stages, (theta, v, x) = cut_of(lambda theta, v, x: (last((x * v).sum(0), theta, v), x.sum(1)))
-    setting = stages.set_up(theta, ())
-    *residuals, _ = stages.primal(x, *setting.primal)
-    carried, kept = stages.before(v, *setting.before)
-    shares = stages.tangent(*carried, *setting.tangent, *residuals)
-    assert torch.allclose(stages.after(*shares, *kept, *setting.after), last((x * v).sum(0), theta, v), rtol=1e-14)
+    other = torch.randn_like(x)
+    assert torch.allclose(total(stages, theta, v, x), last((x * v).sum(0), theta, v), rtol=1e-13)
     assert bool(operations(stages.after)) == moved
+    if moved:
+        both = last((x * v).sum(0), theta, v) + last((other * v).sum(0), theta, v)
+        assert torch.allclose(total(stages, theta, v, x, other), both, rtol=1e-13)
+
+
+def test_sums_over_images_are_not_moved_where_images_would_be_added_up_instead():
+    size = 10_000
+    stages, (theta, v, x) = cut_of(lambda theta, v, x: (theta * ((x * v) * 2).sum(0), x.sum(1)), size=size)
+    shares = next(node for node in stages.tangent.graph.nodes if node.op == "output").args[0]
+    assert [node.meta["val"].numel() for node in shares] == [size] and aten.sum.dim_IntList in {
+        node.target for node in operations(stages.tangent)}
+    assert torch.allclose(total(stages, theta, v, x), theta * (x * v * 2).sum(0))
+
+
+def test_a_parameter_that_the_loss_does_not_reach_keeps_nothing_from_the_last_stage():
+    torch.manual_seed(0)
+    traces, net = {}, nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3))
+    net.unused = nn.Linear(2, 2)
+    operator = HessianOperator(net, None, [X.float(), X.float()], engine="linearized", traces=traces,
+                               forward=lambda net, x: net[3](net[2](net[1](net[0](x)))).square().sum(1))
+    stages = next(each for each in traces.values() if hasattr(each, "tangent"))
+    assert aten.cat.default in {node.target for node in operations(stages.after)}
+    assert not operator.matvec(torch.ones(operator.size))[-6:].any()
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_where_passes_over_images_take_nothing_of_the_vectors_blocks_are_right_too(block):
+    p = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    model = nn.Module()
+    model.p = p
+    data = [torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)]
+    operator = HessianOperator(model, None, data, forward=lambda m, x: (x * m.p ** 2).sum(1))
+    V = torch.randn(4 if block else 1, 5, dtype=torch.float64)
+    assert torch.allclose(operator.matmat(V), V * 2 * torch.cat(data).mean(0))
+
+
+def test_a_false_last_stage_is_refused_though_one_microbatch_is_right():
+    operator, (one, _) = prepared(InPlaceResidual)
+    values = one.product(probe_vectors(operator.theta))
+    refuse_false_sum(one, values, operator.theta, 1e-12)
+    right = one.shared.stages.after
+    for after in (lambda *given: right(*given) + 1e-3, lambda *given: right(*(x * x.abs().mean() for x in given))):
+        object.__setattr__(one.shared.stages, "after", after)
+        with pytest.raises(EngineError, match="sum over two equal microbatches"):
+            refuse_false_sum(one, one.product(probe_vectors(operator.theta)), operator.theta, 1e-12)
+
+
+def test_without_memory_one_microbatch_at_a_time_is_held():
+    class Watched(torch.Tensor):
+        pass
+    held, most = set(), []
+    operator, _ = prepared(InPlaceResidual, 4, memory=0)
+    primal = operator._products.prepared(0).shared.stages.primal
+
+    def watched(*inputs):
+        *residuals, losses = primal(*inputs)
+        token = torch.zeros(1).as_subclass(Watched)
+        held.add(number := len(most))
+        weakref.finalize(token, held.discard, number)
+        most.append(len(held))
+        residuals[0] = residuals[0].as_subclass(Watched)
+        residuals[0].token = token
+        return [*residuals, losses]
+    object.__setattr__(operator._products.prepared(0).shared.stages, "primal", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        operator.matvec(torch.ones(operator.size, dtype=torch.float64))
+    finally:
+        gc.enable()
+    assert most == [1] * 4 and not held
 
 
 def test_a_product_that_does_not_depend_on_the_vector_is_refused():

@@ -51,7 +51,7 @@ def graphed(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor],
             raise TracingError(f"CUDA graph: a part is computed on {elsewhere.pop()}, whose numbers would be the capture's")
         try:
             captured = {name: Graphed(getattr(stages, name), given) for name, given in inputs.items()}
-            return replace(stages, num_nodes=0, **captured)
+            return replace(stages, **captured)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as reason:      # an operation that waits for the device, for one

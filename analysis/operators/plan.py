@@ -18,6 +18,7 @@ from analysis.operators.kept import Kept, halved
 from analysis.operators.memory import budget
 from analysis.operators.objective import Objective
 from analysis.operators.products import COMPILED, GRAPHED
+from analysis.operators.tracing import compiled_stages
 from analysis.operators.verification import refuse_other_losses, verify
 from landscape.errors import InputError
 
@@ -122,7 +123,7 @@ class _Attempt:
         """
         graphed = self._quicker(eager, GRAPHED, own) if supported(self.theta.device) else eager
         seconds = graphed.seconds.get(graphed.engine, own)
-        cost = COMPILING * self._unfinished_nodes(COMPILED)
+        cost = COMPILING * self._uncompiled_nodes()
         needed = int(cost / (GAIN * seconds * len(self.batches))) + 1
         if cost and self.wishes.expected_matvecs < needed and not self._left(COMPILED):
             self.reasons["linearized" + COMPILED] = f"it takes about {cost:.0f} s to compile, which {needed} products save"
@@ -165,10 +166,11 @@ class _Attempt:
         """Return why an operator before this one did not take what a finish makes of the same traces."""
         return next((self.traces["left", *key] for key in self._keys(finish) if ("left", *key) in self.traces), None)
 
-    def _unfinished_nodes(self, finish: str) -> int:
-        """Count the operations of the traces that are still to be finished."""
-        pairs = zip(self._keys(""), self._keys(finish))
-        return sum(getattr(self.traces.get(plain), "num_nodes", 0) for plain, key in pairs if key not in self.traces)
+    def _uncompiled_nodes(self) -> int:
+        """Count the operations of the traces that are still to be compiled."""
+        pairs = zip(self._keys(""), self._keys(COMPILED))
+        return sum(self.traces[plain].num_nodes(*compiled_stages(self.theta.device)) for plain, key in pairs
+                   if plain in self.traces and key not in self.traces)
 
     def _keys(self, finish: str) -> list[tuple]:
         """Return the keys of the traces that serve the microbatches, once each."""
@@ -186,7 +188,7 @@ class _Attempt:
             refuse_other_losses(prepared, self.objective, self.theta, batch)
             if batch.shapes not in shapes:
                 mark = ("verified", *prepare.key(batch)) if isinstance(prepare, products.Linearized) else None
-                found = self.traces.get(mark) or verify(name, prepared.product, self.objective, self.theta, batch)
+                found = self.traces.get(mark) or verify(name, prepared, self.objective, self.theta, batch)
                 self.traces.update({mark: found} if mark else {})
                 seconds = found | seconds
             shapes.add(batch.shapes)

@@ -20,23 +20,26 @@ class Begun(NamedTuple):
     block: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Shared:
     """A traced product at one theta: what its microbatches of one shape have in common."""
 
     stages: Stages
     setting: Setting
-    block: bool             # whether several vectors are vmapped
+    block: bool             # whether several vectors are vmapped, as long as every operation has a rule for it
 
     @torch.no_grad()
-    def begin(self, V: Tensor, block: bool = True) -> Begun:
+    def begin(self, V: Tensor) -> Begun:
         """Do with the rows (k, d) what needs no microbatch."""
-        block = block and self.block and len(V) > 1
-        before = self._stage("before", block)
-        return Begun([before(v) for v in ([V] if block else V)], block)
+        if self.block and len(V) > 1:
+            carried, kept = self._stage("before", True)(V)
+            if carried:         # else there is nothing to map the passes over images over
+                return Begun([(carried, kept)], True)
+        before = self._stage("before", False)
+        return Begun([before(v) for v in V], False)
 
     @torch.no_grad()
-    def share(self, begun: Begun, residuals: list[Tensor]) -> list[list[Tensor]]:
+    def share(self, begun: Begun, residuals: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the share of the microbatch with these residuals, for each row begun."""
         tangent = self._stage("tangent", begun.block, residuals)
         return [tangent(*carried) for carried, _ in begun.rows]
@@ -60,36 +63,52 @@ class Prepared(NamedTuple):
     """The product of one batch, what it keeps in memory, and the losses of its samples as a traced function computes them."""
 
     product: Product
-    held: int = 0                       # bytes
-    losses: Tensor | None = None        # (B,); None where nothing was traced
-    shared: Shared | None = None        # of a traced product, and
-    residuals: list[Tensor] = []        # what is this batch's own
+    held: int = 0                           # bytes
+    losses: Tensor | None = None            # (B,); None where nothing was traced
+    shared: Shared | None = None            # of a traced product, and
+    residuals: Sequence[Tensor] = ()        # what is this batch's own
 
     @classmethod
     def traced(cls, shared: Shared, residuals: list[Tensor], losses: Tensor) -> "Prepared":
         """Return the traced product of the batch with these residuals."""
-        alone = cls(lambda V: summed([alone], V), held_bytes(residuals), losses, shared, residuals)
-        return alone
+        share = cls(_not_alone, shared=shared, residuals=residuals)     # no cycle: what is let go is gone at once
+        return cls(lambda V: summed([share], V), held_bytes(residuals), losses, shared, residuals)
+
+
+def _not_alone(V: Tensor) -> Tensor:
+    raise AssertionError("a share is added up by `summed`")
 
 
 def summed(products: Iterable[Prepared], V: Tensor) -> Tensor:
-    """Return the sum of the products (k, d) of all microbatches, without repeating what they have in common."""
-    return in_block(lambda block: _summed(products, V, block))
+    """Return the sum of the products (k, d) of all microbatches, without repeating what they have in common.
+
+    products    can be iterated again: that is done where some operation turns out to have no rule for vmap
+    """
+    begun: dict[Shared, Begun] = {}
+    try:
+        return _summed(products, V, begun)
+    except RuntimeError as reason:
+        if not (_has_no_rule(reason) and any(each.block for each in begun.values())):
+            raise
+    for shared in begun:
+        shared.block = False
+    return summed(products, V)
 
 
-def _summed(products: Iterable[Prepared], V: Tensor, block: bool) -> Tensor:
-    total, begun, shares = torch.zeros_like(V), {}, {}
+def _summed(products: Iterable[Prepared], V: Tensor, begun: dict[Shared, Begun]) -> Tensor:
+    total, shares = torch.zeros_like(V), {}
     for each in products:
         shared = each.shared
         if shared is None:
             total = total + each.product(V)
-            continue
-        if shared not in begun:
-            begun[shared] = shared.begin(V, block)
-        new = shared.share(begun[shared], each.residuals)
-        # Never in place: a share may be a residual itself.
-        shares[shared] = [torch._foreach_add(*pair) for pair in zip(shares[shared], new)] if shared in shares else new
-    return sum((shared.end(begun[shared], shares[shared]) for shared in begun), total)
+        else:
+            begun[shared] = begun.get(shared) or shared.begin(V)
+            new = shared.share(begun[shared], each.residuals)
+            # Never in place: a share may be a residual itself.
+            shares[shared] = [torch._foreach_add(*pair) for pair in zip(shares[shared], new)] if shared in shares else new
+            del new
+        del each        # before the next is prepared
+    return sum((shared.end(begun[shared], shares[shared]) for shared in shares), total)
 
 
 def apply_rows(product: Callable[[Tensor], Tensor], V: Tensor, block: bool) -> Tensor:
@@ -98,18 +117,13 @@ def apply_rows(product: Callable[[Tensor], Tensor], V: Tensor, block: bool) -> T
     A block pays where dispatch is most of the time: on a CPU 2 to 3 times for small networks; for ResNet-32 the convolutions of
     several vectors cost as much together as apart, and the copies between them more.
     """
-    block = block and len(V) > 1
-    return in_block(lambda may: vmapped(product)(V) if may and block else torch.stack([product(v) for v in V]))
-
-
-def in_block(evaluate: Callable[[bool], Tensor]) -> Tensor:
-    """Evaluate with vmap, or without where some operation has no rule for it."""
-    try:
-        return evaluate(True)
-    except RuntimeError as reason:
-        if not any(sign in str(reason) for sign in ("batching rule", "vmap fallback")):
-            raise
-    return evaluate(False)
+    if block and len(V) > 1:
+        try:
+            return vmapped(product)(V)
+        except RuntimeError as reason:
+            if not _has_no_rule(reason):
+                raise
+    return torch.stack([product(v) for v in V])
 
 
 def vmapped(function: Callable) -> Callable:
@@ -118,6 +132,10 @@ def vmapped(function: Callable) -> Callable:
         with _native_batching():
             return torch.func.vmap(function)(*rows)
     return of_rows
+
+
+def _has_no_rule(reason: RuntimeError) -> bool:
+    return any(sign in str(reason) for sign in ("batching rule", "vmap fallback"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ microbatches, so that what is linear in a microbatch's share and done last is do
     tangent(u, s, c)             -> shares         for every product and microbatch: passes over images
     after(sums of shares, u, s)  -> H v            once for a product: from folded kernels back to parameters
 
-For ResNet-32 a quarter of the operations that depend on v see an image; the others are small and many.
+For ResNet-32 a third of the operations that depend on v see an image; the others are small and many.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -25,6 +25,8 @@ LINEAR = {aten.neg.default, aten.mul.Scalar, aten.div.Scalar, aten.reshape.defau
           aten.clone.default}       # in their first argument, the others being numbers
 SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.cat.default}     # linear in all arguments together
 PRODUCTS = {aten.mul.Tensor, aten.div.Tensor}                   # linear in one argument where no other depends on it
+ZERO = "zero"           # in a node's meta: it is known to be zero everywhere
+DISPATCH = 10_000       # elements that are added up in the time that an operation takes to be called
 
 
 class TracingError(RuntimeError):
@@ -49,7 +51,10 @@ class Stages:
     before: Callable[..., Sequence[list[Tensor]]]       # (v, *setting.before) -> u of `tangent`, u of `after`
     tangent: Callable[..., list[Tensor]]                # (*u, *setting.tangent, *c) -> shares
     after: Callable[..., Tensor]                        # (*sums, *u, *setting.after) -> H v
-    num_nodes: int = 0                                  # of the tangent
+
+    def num_nodes(self, *names: str) -> int:
+        """Return how many operations and arguments some stages have."""
+        return sum(len(getattr(self, name).graph.nodes) for name in names)
 
     def set_up(self, theta: Tensor, fixed: Sequence[Tensor]) -> Setting:
         """Return what all microbatches and all products have in common."""
@@ -76,7 +81,7 @@ def cut(traced: fx.GraphModule, num_samples: int) -> Stages:
     if result not in moving & seeing:
         raise TracingError("the product does not depend on v: the loss is linear in the parameters")
     computed = [node for node in traced.graph.nodes if node.op in ("call_function", "get_attr")]
-    after = _linear_end([n for n in computed if n in moving & seeing], result, seeing, theta.meta["val"].numel())
+    after = _worth_it(_linear_end([n for n in computed if n in moving & seeing], result, seeing), computed, seeing)
     setting, primal, before, tangent = (
         [n for n in computed if n not in after and (n in moving, n in seeing) == where]
         for where in ((False, False), (False, True), (True, False), (True, True)))
@@ -89,7 +94,7 @@ def cut(traced: fx.GraphModule, num_samples: int) -> Stages:
                   _graph(plain, [*samples, *lists[0]], primal, [*residuals, losses]),
                   _graph(plain, [v, *lists[1]], before, [carried, kept]),
                   _graph(plain, [*carried, *lists[2], *residuals], tangent, shares),
-                  _graph(plain, [*shares, *kept, *lists[3]], [n for n in computed if n in after], result), len(tangent))
+                  _graph(plain, [*shares, *kept, *lists[3]], [n for n in computed if n in after], result))
 
 
 def _dependent_on(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
@@ -101,31 +106,48 @@ def _dependent_on(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
     return dependent
 
 
-def _linear_end(nodes: Sequence[fx.Node], result: fx.Node, seeing: set[fx.Node], most: int) -> set[fx.Node]:
-    """Return the last nodes that are linear in what depends on the microbatch, tensors of at most so many elements."""
+def _linear_end(nodes: Sequence[fx.Node], result: fx.Node, seeing: set[fx.Node]) -> set[fx.Node]:
+    """Return the last nodes that are linear in what depends on the microbatch: they may be evaluated on its sum."""
     end: set[fx.Node] = set()
     for node in reversed(nodes):
-        if (node is result or end.issuperset(node.users)) and _is_linear(node, seeing, most):
+        if (node is result or end.issuperset(node.users)) and _is_linear(node, seeing):
             end.add(node)
     return end
 
 
-def _is_linear(node: fx.Node, seeing: set[fx.Node], most: int) -> bool:
+def _is_linear(node: fx.Node, seeing: set[fx.Node]) -> bool:
     seen = [source for source in node.all_input_nodes if source in seeing]
-    if not all(_is_small(each, most) for each in (node, *seen)):
+    if not all(_is_real(each) for each in (node, *seen)):
         return False
     if node.target in SUMS:
         terms = node.args[0] if node.target is aten.cat.default else node.args[:2]
-        return all(term in seeing for term in terms)
+        return all(term in seeing or (isinstance(term, fx.Node) and term.meta.get(ZERO)) for term in terms)
     if node.target in PRODUCTS:
         first, second = (factor in seeing for factor in node.args)
         return first != second and (first or node.target is aten.mul.Tensor)
     return node.target in LINEAR
 
 
-def _is_small(node: fx.Node, most: int) -> bool:
+def _is_real(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() <= most
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _worth_it(end: set[fx.Node], nodes: Sequence[fx.Node], seeing: set[fx.Node]) -> set[fx.Node]:
+    """Return what of the end saves more operations than it costs to add up larger shares, tensors of images for one."""
+    end, cones = set(end), {}
+    for node in (node for node in nodes if node in end):
+        cone = cones[node] = {node}.union(*(cones[source] for source in node.all_input_nodes if source in end)) & end
+        given = {source for each in cone for source in each.all_input_nodes if source in seeing and source not in end}
+        shares = [source for source in given if end.intersection(source.users) <= cone]
+        instead = [each for each in cone if not end.intersection(each.users) or not end.intersection(each.users) <= cone]
+        if _num_elements(shares) - _num_elements(instead) > DISPATCH * len(cone):
+            end -= cone
+    return end
+
+
+def _num_elements(nodes: Iterable[fx.Node]) -> int:
+    return sum(node.meta["val"].numel() for node in nodes)
 
 
 def _used(nodes: Sequence[fx.Node], stage: Collection[fx.Node]) -> list[fx.Node]:

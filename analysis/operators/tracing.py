@@ -21,7 +21,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.operators.convolutions import reroute
-from analysis.operators.stages import Stages, TracingError, cut
+from analysis.operators.stages import ZERO, Stages, TracingError, cut
 
 aten, prims = torch.ops.aten, torch.ops.prims
 IDENTITIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
@@ -80,6 +80,8 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(same)
         elif _is_zero(node, zeros):
             zeros.add(node)
+    for node in zeros:
+        node.meta[ZERO] = True
     _merge_repeated(graph)
     graph.eliminate_dead_code()
 
@@ -156,10 +158,14 @@ def compiled(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor]
     What is done once a product is many small operations. On a CPU they take some milliseconds as they are, and would take longer
     to compile than all others; on a GPU each is a launch.
     """
-    names = ("tangent",) if theta.device.type == "cpu" else ("before", "tangent", "after")
     with torch.no_grad():
         inputs = stages.inputs(theta, v, samples, fixed)
-        return replace(stages, **{name: _compiled(getattr(stages, name), inputs[name]) for name in names})
+        return replace(stages, **{name: _compiled(getattr(stages, name), inputs[name]) for name in compiled_stages(theta.device)})
+
+
+def compiled_stages(device: torch.device) -> tuple[str, ...]:
+    """Return the stages that are compiled on a device."""
+    return ("tangent",) if device.type == "cpu" else ("before", "tangent", "after")
 
 
 def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:

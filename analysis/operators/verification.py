@@ -12,20 +12,22 @@ from torch import Tensor
 
 from analysis.operators.batches import Batch
 from analysis.operators.objective import Objective
-from analysis.operators.prepared import Prepared, Product
+from analysis.operators.prepared import Prepared, Product, summed
 from analysis.operators.products import ENGINES, EngineError
 from landscape.errors import InputError
 
 KINKS = 10      # times the rounding of another engine, measured, that a float32 product may be off
 
 
-def verify(name: str, product: Product, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:
+def verify(name: str, prepared: Prepared, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:
     """Check a product; return the seconds of one vector, for its engine and the one it was compared with.
 
     One that took longer is timed twice more: what a shared machine does meanwhile must not turn a choice that later operators
     share. Raises EngineError with the measured discrepancy.
     """
+    product = prepared.product
     values, seconds = check(product, theta, tolerance(name, theta.dtype))
+    refuse_false_sum(prepared, values, theta, tolerance(name, theta.dtype))
     others = confirm(name, values, objective, theta, batch)
     if others and seconds > min(others.values()):
         seconds = min(seconds, *(timed(product, probe_vectors(theta))[1] for _ in range(2)))
@@ -49,6 +51,15 @@ def check(product: Product, theta: Tensor, limit: float) -> tuple[Tensor, float]
         raise EngineError(f"it is not symmetric: u'Hv and v'Hu differ by {gap:.1e}, so the gradient is not that of the loss "
                           "(a no_grad or detach inside the forward?)")
     return first, min(one, other)
+
+
+def refuse_false_sum(prepared: Prepared, values: Tensor, theta: Tensor, limit: float) -> None:
+    """Add a traced product up with itself: what is done once, to the sum, must be linear in the shares."""
+    if prepared.shared is None:
+        return
+    twice = summed([prepared, prepared], probe_vectors(theta)[:1])
+    if (gap := relative_gap(twice / 2, values[:1])) > limit:
+        raise EngineError(f"the sum over two equal microbatches differs from twice the product of one by {gap:.1e}")
 
 
 def confirm(name: str, values: Tensor, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:

@@ -168,6 +168,7 @@ def mass_parts(spectrum: Spectrum, threshold: float, level: float = 0.95) -> tup
     varies as the integral of f = dV/dL below x, dV/dW at x and 0 above does: the Radau rule is exact to degree 2m, and a
     polynomial of that degree has these values at its nodes and slope 0 at all but x, so that nodes that move do not show. So
     the law of uniform vectors gives its variance. (V is homogeneous: the rule's sum of f is V itself.)
+    Where a mass is barely resolved, V errs to the low side, and is 0 where L is: then the bracket tells, and V does not.
 
     The bracket (level 1) is the mean of the probes' own brackets, and narrows with more steps; the other interval is for the mean
     of V over all probes at this number of steps, and narrows with more probes.
