@@ -139,7 +139,7 @@ def lanczos(values, probes, steps, rng) -> Spectrum:
             for _ in range(2):
                 r = r - basis[:step + 1].T @ (basis[:step + 1] @ r)
             betas[row, step] = np.linalg.norm(r)
-            q = r / betas[row, step]
+            q = r / max(betas[row, step], np.finfo(float).tiny)     # 0 at a breakdown, or near it
     nodes, weights = tridiagonal_rule(alphas, betas)
     return Spectrum(len(values), nodes, weights, alphas, betas, 1e-14)
 

@@ -176,6 +176,23 @@ def test_a_false_last_stage_is_refused_though_one_microbatch_is_right():
             refuse_false_sum(one, one.product(probe_vectors(operator.theta)), operator.theta, 1e-12)
 
 
+@pytest.mark.parametrize("failures, left", [(1, "2 of 4 microbatches stay"), (4, "1 samples are evaluated at once")])
+def test_memory_that_runs_out_in_the_middle_of_a_sum_begins_it_again(failures, left):
+    operator, microbatches = prepared(InPlaceResidual, 4)
+    stages, calls = microbatches[0].shared.stages, []
+    tangent, V = stages.tangent, torch.randn(1, operator.size, dtype=torch.float64)
+    expected = operator.matmat(V)
+
+    def failing(*inputs):
+        calls.append(0)
+        if len(calls) <= 3 * failures and len(calls) % 3 == 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return tangent(*inputs)
+    object.__setattr__(stages, "tangent", failing)
+    assert relative_gap(operator.matmat(V), expected) < 1e-13
+    assert left in operator.reasons["all in memory"]
+
+
 def test_without_memory_one_microbatch_at_a_time_is_held():
     class Watched(torch.Tensor):
         pass

@@ -1,4 +1,4 @@
-"""The linear part of a traced product as a CUDA graph: launched once instead of once an operation.
+"""The stages of a traced product as CUDA graphs: launched once each instead of once an operation.
 
 On a GPU the products of small networks are bound by launches. A graph reads and writes the memory that it was captured with
 (NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs"): what a product is given is copied there, and its result copied out, so

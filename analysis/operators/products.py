@@ -3,9 +3,9 @@
 Every engine takes an objective and theta and returns a function that prepares a batch; the product then maps rows V (k, d)
 to rows HV (k, d).
 
-    linearized            jvp(grad f) traced once, split at what depends on v, the rest kept: the fastest
-    linearized-graphed    its linear part replayed as a CUDA graph: small networks on a GPU
-    linearized-compiled   its linear part through TorchInductor: a minute or two to prepare, for long runs
+    linearized            jvp(grad f) traced once and cut into stages, what does not depend on v kept: the fastest
+    linearized-graphed    its stages replayed as CUDA graphs: small networks on a GPU
+    linearized-compiled   its passes over images through TorchInductor: half a minute to prepare, for long runs
     jvp                   forward over reverse, evaluated anew for each vector (Pearlmutter 1994)
     reverse               reverse over reverse on the module itself: custom autograd functions, checkpointing
     differences           central differences of the gradient: inexact, never chosen on its own

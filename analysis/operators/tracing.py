@@ -30,7 +30,7 @@ PLAIN = {prims.add.default: aten.add.Tensor, prims.sub.default: aten.sub.Tensor,
          prims.div.default: aten.div.Tensor,
          aten.view.default: aten.reshape.default,       # a reshape also serves a batch of vectors laid out otherwise
          aten._unsafe_view.default: aten.reshape.default}
-LINEAR = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default}   # zero in, zero out
+KEEP_ZERO = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default}    # zero in, zero out
 ZEROS = {aten._efficientzerotensor.default, aten.zeros_like.default, aten.zeros.default}
 
 
@@ -106,7 +106,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
         return True
     first = node.args[0] if node.args else None
     shaped = {aten.reshape.default, aten.expand.default, aten.t.default, aten._to_copy.default}
-    if node.target in LINEAR:
+    if node.target in KEEP_ZERO:
         return first in zeros or (node.target is aten.mul.Tensor and node.args[1] in zeros)
     return node.target in shaped and first in zeros
 
