@@ -100,6 +100,21 @@ def hashes(folder):
             for path, record in zip(store.paths(kind), store.records(kind))}
 
 
+def test_a_family_study_ends_with_one_table_of_every_method(tmp_path):
+    rows = '[methods.focalsam]\nopt = "focalsam"\n[methods.gkp]\nopt = "gkp_gsa"\n[methods.balanced]\nopt = "sgd"\nloss = "BS"\n'
+    text = TINY.replace('[methods.ssesam]\nopt = "ssesam"\ngamma = 0.5\n', rows).replace("epochs = [1, 2]", "epochs = [2]")
+    text = text.replace("workers = 1", 'workers = 1\nvary = ["loss"]').replace('["overview"]', '["methods_table"]')
+    text = text.replace('["alignment", "toy"]', '["alignment"]').replace("[[surfaces]]\npoints = 3\n", "", 1)
+    (tmp_path / "family.toml").write_text(text, encoding="utf-8")
+    assert main(["study", str(tmp_path / "family.toml"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    table = json.loads((tmp_path / "out" / "summary.json").read_text())["methods"]
+    assert len({row["opt"] for row in table}) == 4 and {row["loss"] for row in table} == {"CE", "BS"}
+    wanted = ["all", *(f"{group}_{name}" for group in ("head", "tail") for name in (
+        "lambda_min", "lambda_max", "extreme_ratio", "negative_mass", "trace", "alignment_sam")), "cost"]
+    assert all(row[name] is not None for row in table for name in wanted)
+    assert (tmp_path / "out" / "figures" / "methods_table.png").is_file()
+
+
 def test_a_study_ends_with_tables_a_summary_and_the_picture_to_open(finished, study_file, capsys):
     assert main(["study", str(study_file), "--out", str(finished)]) == 0
     printed = capsys.readouterr().out
