@@ -107,6 +107,10 @@ def test_equal_residuals_take_the_nearer_way_to_each_eigenvalue():
         assert 2 <= row["products"] <= plain
 
 
+def test_peers_are_compared_in_seconds_of_the_same_round():
+    assert bench_spectrum.times_as_long({"ours": [1.0, 2.0, 4.0], "pyhessian": [3.0, 4.0, 10.0]}) == 2.5
+
+
 def test_power_iteration_meets_all_that_are_larger_in_magnitude_first():
     values = np.array([-3.0, -2.0, 0.5, 1.0, 2.5, 4.0])
     assert larger_eigenvalues(values, np.full(6, 1 / 6), -2.0, 6) == pytest.approx(3)
