@@ -4,11 +4,14 @@ theta lists the trainable parameters in `named_parameters()` order, each flatten
 modules share appears once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from landscape.errors import InputError
 
@@ -46,6 +49,35 @@ def unflatten(vector: Tensor, model: nn.Module) -> dict[str, Tensor]:
     """Cut a vector (d,) into the model's trainable parameters, by name."""
     parameters = trainable(model)
     return dict(zip(parameters, split_like(vector, list(parameters.values()))))
+
+
+def called_with(model: nn.Module, tensors: Mapping[str, Tensor], *inputs: Any) -> Any:
+    """Call a model with other tensors in the place of its parameters and buffers, by their names in `named_parameters()`.
+
+    What several modules share is replaced in all of them, and once in a module that has two names: torch's own treatment of ties
+    would leave the replacement in such a module.
+    """
+    return torch.func.functional_call(model, _by_seat(model, tensors), inputs, tie_weights=False)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model deeply; what a past forward has left in it, `self.features = h` for one, is copied without its graph."""
+    kept = [value for module in model.modules() for name, value in vars(module).items()
+            if name not in ("_parameters", "_buffers", "_modules")]
+    graphed = [t for t in tree_leaves(kept) if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in graphed})
+
+
+def _by_seat(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a name and a tensor for every module and attribute that holds one of the named tensors."""
+    first: dict[Tensor, str] = {}
+    seats: dict[tuple[nn.Module, str], tuple[str, Tensor]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for leaf, held in {**module._parameters, **module._buffers}.items():
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if held is not None and first.setdefault(held, name) in tensors:
+                seats.setdefault((module, leaf), (name, tensors[first[held]]))
+    return dict(seats.values())
 
 
 @contextmanager

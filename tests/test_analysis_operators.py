@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -321,9 +323,17 @@ def test_a_forward_that_uses_another_model_than_the_one_given_is_refused():
         HessianOperator(model, None, [(X, Y)], forward=lambda _, batch: losses(model(batch[0]), batch[1]))
 
 
-def test_a_model_that_keeps_a_graph_is_refused():
+def test_a_model_that_keeps_a_graph_is_copied_without_it():
     model = make(Masked)
-    model.last = model(X)
+    model.last, model.all = model(X), [{"h": model(X)}]
+    operator = HessianOperator(model, losses, [(X, Y)], engine="reverse")
+    assert relative(operator.matmat(torch.eye(operator.size, dtype=X.dtype)), dense_hessian(make(Masked), X, Y)) < 1e-13
+    assert model.last.requires_grad and model.all[0]["h"].requires_grad
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = make(Masked)
+    model.lock = threading.Lock()
     with pytest.raises(InputError, match="cannot be copied"):
         HessianOperator(model, losses, [(X, Y)])
 

@@ -5,12 +5,12 @@ import weakref
 
 import pytest
 import torch
-from networks import Attention, InPlaceResidual, Masked, Shared, VisionTransformer, images, losses, make
+from networks import Attention, InPlaceResidual, Masked, Shared, VisionTransformer, dense_hessian, images, losses, make
 from torch import nn
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from analysis.operators import HessianOperator
+from analysis.operators import HessianOperator, products
 from analysis.operators.prepared import Prepared, summed
 from analysis.operators.products import EngineError
 from analysis.operators.stages import TracingError, cut
@@ -222,3 +222,13 @@ def test_without_memory_one_microbatch_at_a_time_is_held():
 def test_a_product_that_does_not_depend_on_the_vector_is_refused():
     with pytest.raises(TracingError, match="linear in the parameters"):
         cut_of(lambda theta, v, x: (x.sum(0) * theta, x.sum(1)))
+
+
+@pytest.mark.parametrize("held, calls", [(1 << 20, 1), (0, 3)])
+def test_vectors_are_one_block_where_a_microbatch_keeps_little(held, calls, monkeypatch):
+    monkeypatch.setitem(products.BLOCKED, "cpu", held)
+    operator = HessianOperator(make(Masked), losses, [(X, Y)], engine="linearized")
+    V = torch.randn(3, operator.size, dtype=torch.float64)
+    shared = operator._products.prepared(0).shared
+    assert len(shared.begin(V).rows) == calls
+    assert relative_gap(operator.matmat(V), V @ dense_hessian(make(Masked), X, Y)) < 1e-13

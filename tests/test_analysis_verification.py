@@ -4,7 +4,6 @@ from networks import images, losses
 from torch import nn
 
 from analysis.operators.hessian import HessianOperator
-from analysis.operators.prepared import Prepared
 from analysis.operators.products import EngineError
 from analysis.operators.verification import check, refuse_other_losses, relative_gap
 
@@ -33,10 +32,9 @@ def test_other_losses_are_refused_with_the_gap():
     operator = HessianOperator(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), losses, [(x, y)], engine="jvp")
     batch, objective = operator.batches[0], operator._objective
     right = objective.sample_losses(operator.theta, batch).detach()
-    refuse_other_losses(Prepared(None, 0, right), objective, operator.theta, batch)
-    refuse_other_losses(Prepared(None, 0, None), objective, operator.theta, batch)
+    refuse_other_losses(right, objective, operator.theta, batch)
     with pytest.raises(EngineError, match="1.0e-03"):
-        refuse_other_losses(Prepared(None, 0, right * 1.001), objective, operator.theta, batch)
+        refuse_other_losses(right * 1.001, objective, operator.theta, batch)
 
 
 @pytest.mark.parametrize("product, word", [

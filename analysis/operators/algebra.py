@@ -13,6 +13,14 @@ from landscape.distributed import Processes
 from landscape.errors import InputError
 
 
+def finite(products: Tensor) -> Tensor:
+    """Return products, refusing those that are not finite: a NaN would pass for a breakdown, and so for a full spectrum."""
+    if not torch.isfinite(products).all():
+        raise InputError(f"a product with the operator is not finite in {products.dtype}: use float64, or look for infinite "
+                         "derivatives such as that of sqrt or norm at 0")
+    return products
+
+
 class LinearOperator(Protocol):
     """A symmetric matrix known by its products."""
 

@@ -36,6 +36,8 @@ class Batch:
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
             raise InputError(f"a batch holds {kinds}: expected tensors only, in tuples, lists or dicts")
+        if any(leaf.layout != torch.strided for leaf in leaves):
+            raise InputError(f"batch {place} holds a sparse tensor: expected dense ones, call .to_dense() on it")
         if leaves[0].ndim == 0:
             raise InputError(f"batch {place} begins with a number: expected tensors of one row a sample, (B, ...)")
         moved = tuple(x.detach().to(device, dtype if x.is_floating_point() else x.dtype, copy=True) for x in leaves)
@@ -65,7 +67,7 @@ class Batch:
     def piece(self, chosen: slice) -> "Batch":
         """Return some of the samples."""
         return replace(self, tensors=tuple(x[chosen] for x in self.tensors), weights=self.weights[chosen],
-                       num_samples=len(self.weights[chosen]))
+                       num_samples=len(range(self.num_samples)[chosen]))
 
     def cut(self, limit: int) -> "list[Batch]":
         """Return nearly equal pieces of at most `limit` samples, or the batch itself where it cannot be cut."""

@@ -13,7 +13,7 @@ Losses that should be equal are compared relative to the largest. Where a networ
 large logits, and float32 tells nothing: then float64 decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,37 +23,54 @@ from analysis.operators.batches import Batch
 from analysis.operators.objective import Objective
 from landscape.errors import InputError
 
-# dtype -> its rounding, the relative step of a difference, and the units of rounding that a loss of many terms may be off
 Kind = Callable[[Batch], Batch]                             # a batch as it is, or in float64
 Evaluated = Callable[[Objective, Tensor, Kind], Tensor]     # losses at theta, in one of the two
+OFF = 1e-3      # of |theta|: how far away the second look is
+# dtype -> its rounding, the relative step of a difference, and the units of rounding that a loss of many terms may be off
 STEPS = {torch.float64: (2.2e-16, 1e-6, 1e4), torch.float32: (1.2e-7, 5e-3, 32)}
 
 
-def refuse_unconnected(objective: Objective, batch: Batch) -> tuple[str, ...]:
+def refuse_unconnected(objective: Objective, batches: Iterable[Batch]) -> tuple[str, ...]:
     """Refuse a loss that reaches no parameter of the model it is given: its Hessian would be zero, silently.
 
-    Returns the names of parameters in theta that it does not reach, whose rows are zero.
+    Returns the names of parameters in theta that no batch reaches, whose rows are zero.
     """
-    named = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
-    leaves = list(named.values())
+    left = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
+    count = len(left)
+    for batch in batches:
+        reached = _reached(objective, batch, list(left.values()))
+        left = {name: p for (name, p), seen in zip(left.items(), reached) if not seen}
+        if not left:
+            break
+    if len(left) == count:
+        raise InputError("the loss does not depend on any parameter of the model: use the model that forward(model, batch) is "
+                         "given, outside torch.no_grad(), and use_reentrant=False in checkpoints")
+    return tuple(name for name in left if name in objective.names)
+
+
+def _reached(objective: Objective, batch: Batch, leaves: Sequence[Tensor]) -> list[bool]:
+    """Tell which parameters the loss of a batch depends on."""
     with torch.enable_grad():
-        value = objective.in_place(batch.some(1))
+        value = objective.in_place(batch)
+        if not value.requires_grad:
+            return [False] * len(leaves)
         try:
-            slopes = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)
+            return [slope is not None for slope in torch.autograd.grad(value, leaves, allow_unused=True)]
         except RuntimeError as reason:
             raise InputError(f"the loss has no gradient ({str(reason).strip().splitlines()[0]}): checkpointing needs "
                              "use_reentrant=False") from reason
-    if all(slope is None for slope in slopes):
-        raise InputError("the loss does not depend on any parameter of the model: use the model that forward(model, batch) is "
-                         "given, outside torch.no_grad(), and use_reentrant=False in checkpoints")
-    return tuple(name for name, slope in zip(named, slopes) if slope is None and name in objective.names)
 
 
 def refuse_unfit(objective: Objective, theta: Tensor, batch: Batch, pieces: Sequence[Batch]) -> None:
-    """Refuse losses that are random, not finite, or not those of independent samples; `pieces` are what will be evaluated."""
+    """Refuse losses that are random, not finite, or not those of independent samples; `pieces` are what will be evaluated.
+
+    Once more a little way off theta, where what a weight of zero switches off is seen.
+    """
     refuse_random(objective, theta, batch)
     is_whole = len(pieces) == 1 and len(pieces[0]) == len(batch)
-    (refuse_coupled if batch.fillable else refuse_sum)(objective, theta, batch, batch.halves() if is_whole else pieces)
+    parts = batch.halves() if is_whole else pieces
+    for place in (theta, displaced(theta)):
+        (refuse_coupled if batch.fillable else refuse_sum)(objective, place, batch, parts)
 
 
 def refuse_random(objective: Objective, theta: Tensor, batch: Batch) -> Tensor:
@@ -90,6 +107,8 @@ def refuse_coupled(objective: Objective, theta: Tensor, batch: Batch, parts: Seq
 
 def refuse_sum(objective: Objective, theta: Tensor, batch: Batch, parts: Sequence[Batch] | None) -> None:
     """Accept a loss of one number a batch only where it is a mean: equal to the size-weighted mean over its parts."""
+    if parts is None and len(batch) == 1 and batch.is_cuttable:
+        return
     if parts is None:
         raise InputError("the loss is one number for a batch whose tensors do not all have one row a sample, so that nothing "
                          "tells whether it is a mean, nor over how many: pass a loss of one value a sample")
@@ -123,10 +142,11 @@ def refuse_reduced(objective: Objective, theta: Tensor, batch: Batch) -> None:
 def refuse_false_gradient(objective: Objective, theta: Tensor, batch: Batch) -> None:
     """Compare autograd's gradient with the slope of the loss along it: detached values make them differ.
 
-    In float64 where the network allows it. Refused only where the slopes over two steps agree with each other better than with
-    the gradient: sharp losses and rounding are no evidence.
+    In float64 where the network allows it, and off theta, where units may sit at their kinks (of black pixels without a bias for
+    one). Refused only where the slopes over two steps agree with each other better than with the gradient: sharp losses and
+    rounding are no evidence.
     """
-    objective, theta, batch = _widest(objective, theta, batch.some(8))
+    objective, theta, batch = _widest(objective, displaced(theta), batch.some(8))
     gradient = objective.gradient(theta, batch)
     length = float(gradient.norm())
     direction = gradient / max(length, torch.finfo(gradient.dtype).tiny)
@@ -144,10 +164,11 @@ def refuse_false_gradient(objective: Objective, theta: Tensor, batch: Batch) -> 
 def refuse_false_product(objective: Objective, theta: Tensor, batch: Batch) -> None:
     """Compare autograd's product with the slope of its gradient: a detached term may be flat in the gradient and curved in H.
 
-    In float64 alone, on two samples, over steps so short that hardly an activation meets its kink. Refused only where the slopes
-    over two steps agree with each other better than with the product.
+    In float64 alone, off theta, on two samples, over steps so short that hardly an activation meets its kink. Refused only where
+    the slopes over two steps agree with each other better than with the product, and none over a longer step, where a network
+    that fits its data rounds less, agrees with it.
     """
-    wide = _wide(objective, theta, batch.some(2))
+    wide = _wide(objective, displaced(theta), batch.some(2))
     if wide is None:
         return
     objective, theta, batch = wide
@@ -155,16 +176,27 @@ def refuse_false_product(objective: Objective, theta: Tensor, batch: Batch) -> N
     v = torch.randn(len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
     h = 1e-9 * max(float(theta.norm()), 1.0) / float(v.norm())
     try:
-        found = objective.product_in_place(batch)(v)
+        with objective.moved_to(theta):
+            found = objective.product_in_place(batch)(v)
     except RuntimeError:        # no second derivative in reverse mode: the engines will tell
         return
-    near, far = (objective.differenced(theta, v, batch, step) for step in (h, 2 * h))
+    near, far, *longer = (objective.differenced(theta, v, batch, times * h) for times in (1, 2, 1e2, 1e4))
     eps, _, units = STEPS[theta.dtype]
     rounding = 1e3 * eps * float(objective.gradient(theta, batch).norm()) / h + units * eps / float(theta.norm()) ** 2
     gap = float((found - near).norm())
+    if any(float((found - slope).norm()) < 1e-2 * float(found.norm()) for slope in longer):
+        return
     if gap > 1e-2 * max(float(found.norm()), float(near.norm())) + rounding and gap > 2 * float((near - far).norm()):
         raise InputError(f"the product is not that of the gradient: it is {float(found.norm()):.4g} long, the slope of the "
                          f"gradient {float(near.norm()):.4g}; a detach or no_grad inside the loss leaves no Hessian")
+
+
+def displaced(theta: Tensor) -> Tensor:
+    """Return a fixed point near theta, OFF max(|theta|, 1) away: at theta functions may agree, or have kinks, by chance."""
+    generator = torch.Generator().manual_seed(1)
+    step = torch.randn(theta.numel(), generator=generator, dtype=torch.float64)
+    length = OFF * max(float(theta.norm()), 1.0) / float(step.norm())
+    return theta + length * step.to(theta.device, theta.dtype)
 
 
 def refuse_narrow(objective: Objective, theta: Tensor, batch: Batch) -> None:
@@ -189,7 +221,7 @@ def _wide(objective: Objective, theta: Tensor, batch: Batch) -> tuple[Objective,
     """Return the objective in float64, where it computes in float64 from end to end."""
     twin = objective.double(), theta.double(), batch.double()
     try:
-        refuse_narrow(*twin[:2], twin[2].some(1))
+        refuse_narrow(*twin[:2], twin[2].some(2))
     except InputError:
         return None
     return twin
@@ -203,7 +235,7 @@ def _differ(objective: Objective, theta: Tensor, batch: Batch, one: Evaluated,
         a, b = (way(objective, theta, lambda part: part) for way in (one, other))
         if _close(a, b, 1e3 * eps * float(a.abs().max())):
             return None
-        if theta.dtype != torch.float64 and (wide := _wide(objective, theta, batch.some(1))):
+        if theta.dtype != torch.float64 and (wide := _wide(objective, theta, batch.some(2))):
             a, b = (way(*wide[:2], Batch.double) for way in (one, other))
             same = _close(a, b, 1e3 * torch.finfo(torch.float64).eps * max(float(a.abs().max()), 1.0))
         else:

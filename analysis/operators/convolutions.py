@@ -17,6 +17,7 @@ In float32 other kernels serve convolutions, and nothing is changed.
 """
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -59,7 +60,7 @@ def _patches(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], paddin
 def _turns(node: fx.Node) -> bool:
     x, weight, _, stride, padding, dilation, transposed, _, groups = node.args
     kernel = _kernel(x, weight, node)
-    inside = kernel is not None and all(0 <= p < k for p, k in zip(padding, kernel))
+    inside = kernel is not None and all(0 <= p < k for p, k in zip(_both(padding), kernel))
     return inside and set(stride) == {1} and set(dilation) == {1} and not transposed and groups == 1
 
 
@@ -86,7 +87,7 @@ def _turned(graph: fx.Graph, node: fx.Node) -> fx.Node:
     same = x.meta["val"].shape == out.shape
     like = x if same else graph.call_function(aten.new_zeros.default, (x, list(out.shape)))
     found = graph.call_function(aten.convolution_backward.default, (
-        x, like, turned, None, [1, 1], [k - 1 - p for p, k in zip(padding, kernel)], [1, 1], False, [0, 0], 1,
+        x, like, turned, None, [1, 1], [k - 1 - p for p, k in zip(_both(padding), kernel)], [1, 1], False, [0, 0], 1,
         [True, False, False]))
     result = graph.call_function(operator.getitem, (found, 0))
     if bias is None:
@@ -100,8 +101,13 @@ def _by_patches(graph: fx.Graph, node: fx.Node) -> None:
     kernel = _kernel(x, weight, grad)
     for user in [user for user in node.users if user.args[1] == 1]:
         with graph.inserting_before(user):
-            _replaced(user, graph.call_function(kernel_gradient, (grad, x, kernel, stride, padding, dilation)))
+            _replaced(user, graph.call_function(kernel_gradient, (grad, x, kernel, *map(_both, (stride, padding, dilation)))))
         graph.erase_node(user)
+
+
+def _both(sizes: Sequence[int]) -> tuple[int, int]:
+    """Return a size for rows and one for columns: torch passes one number where they are alike, with padding="valid" for one."""
+    return sizes[0], sizes[-1]
 
 
 def _replaced(node: fx.Node, other: fx.Node) -> None:

@@ -39,8 +39,6 @@ class Folding(TorchFunctionMode):
             return self._convolved(*args, **kwargs)
         if function is F.batch_norm:
             return self._normalized(last, *args, **kwargs)
-        if function is F.mse_loss:
-            return _squared_error(*args, **kwargs)
         return function(*args, **kwargs)
 
     def _convolved(self, input, weight, bias=None, *rest, **options) -> Tensor:
@@ -64,15 +62,6 @@ class Folding(TorchFunctionMode):
 
     def _laid(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=self._layout) if x.ndim == 4 and self._layout is torch.channels_last else x
-
-
-def _squared_error(input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
-                   reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
-    """The same loss in operations that forward mode knows: the derivative of torch's own cannot be differentiated in it."""
-    if size_average is not None or reduce is not None or weight is not None:
-        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
-    squares = (input - target) ** 2
-    return squares if reduction == "none" else squares.mean() if reduction == "mean" else squares.sum()
 
 
 def _shift(mean: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -110,7 +110,7 @@ class GaussNewtonOperator(LossOperator):
         objective = GaussNewtonObjective(model, self._losses, names, shapes, fixed)
         whole = self._data.largest
         with torch.no_grad(), first_evaluation(objective, whole):
-            found = objective._outputs_in_place(whole.some(1))
+            found = objective._outputs_in_place(whole.some(2))
         if not isinstance(found, Tensor):
             raise InputError(f"the model gives a {type(found).__name__}: expected a tensor; pass outputs=lambda model, batch: "
                              "logits, and loss(outputs, batch) -> (B,)")

@@ -4,7 +4,6 @@ A sum over microbatches with exact sample weights, so that any split of the data
 product. theta and the buffers are a snapshot taken at construction, in evaluation mode; the model itself is never changed.
 """
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from analysis.operators.snapshot import Snapshot
 from analysis.operators.trial import first_evaluation
 from landscape.distributed import Processes
 from landscape.errors import InputError
-from landscape.parameters import flatten
+from landscape.parameters import copied, flatten
 
 
 class LossOperator(Snapshot):
@@ -34,7 +33,8 @@ class LossOperator(Snapshot):
         self._given = given     # -> the losses as the user's loss says at that time
         self._wishes, self._traces = Wishes(**wishes), {} if traces is None else traces
         self._processes = Processes.present(share)
-        self._processes.together(lambda: self._open(model, batches, params))
+        with reproducible_kernels():
+            self._processes.together(lambda: self._open(model, batches, params))
         self.num_matvecs = 0
         self.refresh()
 
@@ -81,7 +81,7 @@ class LossOperator(Snapshot):
                 checks.refuse_unfit(objective, theta, batch, plan.pieces_of(batch, left))
         if not any(len(batch) == len(whole) for batch in self._own):        # another process has the whole of it
             checks.refuse_unfit(objective, theta, whole, [whole])
-        self._unreached = checks.refuse_unconnected(objective, whole)
+        self._unreached = checks.refuse_unconnected(objective, self._pieces or [whole])
         checks.refuse_reduced(objective, theta, whole)
         checks.refuse_false_gradient(objective, theta, whole)
         checks.refuse_false_product(objective, theta, whole)
@@ -111,7 +111,7 @@ class LossOperator(Snapshot):
             return plan.choose(self._objective, self.theta, self._pieces, wishes, self._traces)
         except InputError:
             if self.dtype == torch.float64:     # a plainer reason, where it is one
-                checks.refuse_narrow(self._objective, self.theta, self._pieces[0].some(1))
+                checks.refuse_narrow(self._objective, self.theta, self._pieces[0].some(2))
             raise
 
     @property
@@ -165,7 +165,7 @@ class LossOperator(Snapshot):
         for batch in batches:
             batch.weights.copy_(batch.weights.bool().double() / self.num_samples)
         for batch in batches[:1]:
-            checks.refuse_narrow(objective, theta, batch.some(1))
+            checks.refuse_narrow(objective, theta, batch.some(2))
         return theta, objective, batches
 
     def _prepare_twin(self, objective: Objective, theta: Tensor, batches: list[Batch]) -> products.Prepare:
@@ -264,21 +264,29 @@ def _random_state_kept(device: torch.device):
 
 
 def _common_kind(parameters: dict[str, nn.Parameter]) -> tuple[torch.device, torch.dtype]:
+    if lazy := [name for name, p in parameters.items() if isinstance(p, nn.UninitializedParameter)]:
+        raise InputError(f"parameter {lazy[0]!r} has no size yet: call the model on one batch first")
     kinds = {(p.device, p.dtype) for p in parameters.values()}
     if len(kinds) > 1:
         found = ", ".join(f"{dtype} on {device}" for device, dtype in sorted(kinds, key=str))
         raise InputError(f"parameters are of several kinds ({found}): expected one dtype on one device")
-    return kinds.pop()
+    device, dtype = kinds.pop()
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"the parameters are of {dtype}, whose rounding hides second derivatives: expected float32 or float64, "
+                         "call model.float()")
+    return device, dtype
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
     """Copy the model in evaluation mode, refusing what would make its products vary."""
     try:
-        twin = copy.deepcopy(model).eval()
+        twin = copied(model).eval()
     except (RuntimeError, TypeError) as reason:
         raise InputError(f"the model cannot be copied ({str(reason).strip().splitlines()[0]}): keep no tensor of a past forward "
                          "in it, and use torch.nn.utils.parametrizations for weight and spectral norms") from reason
     for name, module in twin.named_modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False       # the same gradient, with its zeros
         if isinstance(module, _BatchNorm) and not module.track_running_stats:
             raise InputError(f"BatchNorm {name!r} has no running statistics, so a product would depend on the split into "
                              "batches: build it with track_running_stats=True")

@@ -1,12 +1,14 @@
 """Which kernels an analysis runs on: those that have second derivatives, full precision, and the same bits every time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     torch._C._set_mkldnn_enabled(fused[0] and not recurrent)
     torch._C._set_cudnn_enabled(fused[1] and not recurrent)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _Rewritten():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -29,16 +31,46 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def reproducible_kernels() -> Iterator[None]:
-    """Switch TF32 and non-deterministic cuDNN algorithms off for the length of a with block."""
+    """Switch TF32, autocast, inference mode and non-deterministic cuDNN algorithms off for the length of a with block."""
     flags = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False), *_full_precision()]
     before = [getattr(module, name) for module, name, _ in flags]
     try:
         for module, name, value in flags:
             setattr(module, name, value)
-        yield
+        with _differentiable(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         for (module, name, _), value in zip(flags, before):
             setattr(module, name, value)
+
+
+class _Rewritten(TorchFunctionMode):
+    """While active, functions whose second derivatives are missing or wrong in torch are computed by others that have them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return REWRITTEN.get(function, function)(*args, **(kwargs or {}))
+
+
+def _squared_error(input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+                   reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
+    """The same loss in operations that forward mode knows: the derivative of torch's own cannot be differentiated in it."""
+    if size_average is not None or reduce is not None or weight is not None:
+        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+    squares = (input - target) ** 2
+    return squares if reduction == "none" else squares.mean() if reduction == "mean" else squares.sum()
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return g v / ||v||: the derivative of torch's own fused kernel takes ||v|| for a constant when it is differentiated."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+REWRITTEN = {F.mse_loss: _squared_error, torch._weight_norm: _weight_norm}
+
+
+def _differentiable() -> AbstractContextManager:
+    """Leave inference mode, in which every gradient is zero; outside it no_grad stays what it is."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _full_precision() -> list[tuple[Any, str, Any]]:

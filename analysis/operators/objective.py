@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_unflatten
 from analysis.operators.batches import Batch
 from analysis.operators.kernels import differentiable_kernels
 from landscape.errors import InputError
-from landscape.parameters import flatten, split_like
+from landscape.parameters import called_with, copied, flatten, split_like
 
 SampleLosses = Callable[[nn.Module, Any], Tensor]
 
@@ -109,7 +109,7 @@ class Objective:
         state = dict(zip(self.names, pieces)) | dict(self.fixed if fixed is None else fixed)
         prefixed = {f"model.{name}": value for name, value in state.items()}
         with differentiable_kernels(self.model):
-            return torch.func.functional_call(_Called(self.model, function), prefixed, (nested(batch),))
+            return called_with(_Called(self.model, function), prefixed, nested(batch))
 
     def in_place(self, batch: Batch) -> Tensor:
         """Return the scalar objective at the parameters that `self.model` holds, as a function of those tensors."""
@@ -165,7 +165,8 @@ class Objective:
             return losses.expand(batch.weights.shape)
         if losses.shape != batch.weights.shape:
             raise InputError(f"the loss has shape {tuple(losses.shape)}: expected one value a sample, "
-                             f"{tuple(batch.weights.shape)}; pass a loss with reduction='none'")
+                             f"{tuple(batch.weights.shape)}; pass a loss with reduction='none', averaged over all but them: "
+                             "losses.flatten(1).mean(1)")
         return losses
 
     def is_scalar(self, theta: Tensor, batch: Batch) -> bool:
@@ -176,7 +177,7 @@ class Objective:
     def double(self) -> "Objective":
         """Return the objective in float64."""
         fixed = {name: t.double() if t.is_floating_point() else t for name, t in self.fixed.items()}
-        return replace(self, model=copy.deepcopy(self.model).double(), fixed=fixed, losses=doubled(self.losses))
+        return replace(self, model=copied(self.model).double(), fixed=fixed, losses=doubled(self.losses))
 
 
 def identity(losses: Any) -> tuple:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analysis.operators import products
 from analysis.operators.batches import Batch
+from analysis.operators.checks import displaced
 from analysis.operators.graphs import supported
 from analysis.operators.kept import Kept, halved
 from analysis.operators.memory import budget
@@ -180,12 +181,14 @@ class _Attempt:
     def _checked(self, name: str) -> Choice:
         """Prepare every microbatch, compare its loss, and check the product of one of each shape."""
         prepare = products.ENGINES[name](self.objective, self.theta, self.traces)
-        kept = Kept(prepare, self.batches, self.room)
+        kept, off = Kept(prepare, self.batches, self.room), displaced(self.theta)
         shapes: set[tuple] = set()
         seconds: dict[str, float] = {}
         for place, batch in enumerate(self.batches):
             prepared = kept.prepared(place)
-            refuse_other_losses(prepared, self.objective, self.theta, batch)
+            if isinstance(prepare, products.Linearized):
+                for at, losses in ((self.theta, prepared.losses), (off, prepare.losses(off, batch))):
+                    refuse_other_losses(losses, self.objective, at, batch)
             if batch.shapes not in shapes:
                 mark = ("verified", *prepare.key(batch)) if isinstance(prepare, products.Linearized) else None
                 found = self.traces.get(mark) or verify(name, prepared, self.objective, self.theta, batch)

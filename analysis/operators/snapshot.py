@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from analysis.operators import plan
-from analysis.operators.algebra import Operator
+from analysis.operators.algebra import Operator, finite
 from analysis.operators.batches import Batch
 from analysis.operators.kernels import reproducible_kernels
 from analysis.operators.objective import Objective
@@ -34,11 +34,14 @@ class Snapshot(Operator):
         """Return H applied to each row, (k, d) -> (k, d)."""
         if V.ndim != 2 or V.shape[1] != self.size:
             raise InputError(f"vectors of shape {tuple(V.shape)} do not fit: expected (k, {self.size})")
-        V = V.to(self.device, self.dtype)
+        if not len(V):
+            return V.to(self.device, self.dtype, copy=True)
         self.num_matvecs += len(V)
         here = self._processes
         with reproducible_kernels():
-            return here.sum(here.together(lambda: self._own_product(V), fingerprint(V) if here.count > 1 else 0))
+            V = V.to(self.device, self.dtype, copy=V.is_inference())
+            HV = here.sum(here.together(lambda: self._own_product(V), fingerprint(V) if here.count > 1 else 0))
+        return finite(HV)
 
     def _own_product(self, V: Tensor) -> Tensor:
         self._refuse_moved()
@@ -57,7 +60,7 @@ class Snapshot(Operator):
         def own() -> Tensor:
             losses = ((self._objective.sample_losses(self.theta, b) * b.weights).double().sum() for b in self.batches)
             return sum(losses, torch.zeros((), dtype=torch.float64, device=self.device))
-        with torch.no_grad(), reproducible_kernels():
+        with reproducible_kernels(), torch.no_grad():
             return float(self._processes.sum(self._processes.together(own).reshape(1, 1)))
 
     def _refuse_moved(self) -> None:

@@ -40,16 +40,28 @@ def trace(product: Callable[..., tuple[Tensor, Tensor]], theta: Tensor, v: Tenso
 
     samples     the tensors of a microbatch, of which Hv and the losses are a sum and a list
     """
-    try:
-        with _one_fake_mode():
-            traced = make_fx(functionalize(product))(theta, v, *samples, *fixed)
-    except Exception as reason:       # whatever defeats tracing is a reason to use another engine, shown to the user
-        raise TracingError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+    traced = _functional(product, (theta, v, *samples, *fixed))
     _own_constants(traced)
     simplify(traced.graph)
     _refuse_impure(traced.graph)
     reroute(traced.graph)
     return cut(traced, len(samples))
+
+
+def _functional(product: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Trace a function without writes, once more where a decomposition has brought some in (recurrent networks).
+
+    An exception that left the trace would leave torch's dispatch keys as they are in it, and all later gradients zero: it ends
+    inside the guard, and only its text goes on.
+    """
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(*keys), _one_fake_mode():
+        try:
+            traced = make_fx(functionalize(product))(*inputs)
+            return make_fx(functionalize(traced))(*inputs) if any(map(_writes, traced.graph.nodes)) else traced
+        except Exception as error:      # whatever defeats tracing is a reason to use another engine, shown to the user
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+    raise TracingError(reason)
 
 
 @contextmanager
@@ -141,11 +153,15 @@ def _merge_repeated(graph: fx.Graph) -> None:
 
 def _refuse_impure(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
+        if _writes(node):
             raise TracingError(f"{node.target} writes into a tensor")
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise TracingError(f"{node.target} draws random numbers")
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def _first_line(error: Exception) -> str:

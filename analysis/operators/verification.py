@@ -16,6 +16,7 @@ from analysis.operators.prepared import Prepared, Product, summed
 from analysis.operators.products import ENGINES, EngineError
 from landscape.errors import InputError
 
+FITTED = 1e-8   # what rounding leaves in float64 where a network fits its data, and losses are 1e-6 of their logits
 KINKS = 10      # times the rounding of another engine, measured, that a float32 product may be off
 
 
@@ -42,6 +43,8 @@ def check(product: Product, theta: Tensor, limit: float) -> tuple[Tensor, float]
     """
     U = probe_vectors(theta)
     (first, _), (again, one), (third, other) = (timed(product, U) for _ in range(3))
+    if not torch.isfinite(first).all():
+        raise EngineError("its product is not finite: infinite derivatives, such as that of sqrt or norm at 0?")
     for later, word in ((again, "second"), (third, "third")):
         if (gap := relative_gap(later, first)) > limit:
             raise EngineError(f"its {word} call differs from the first by {gap:.1e}")
@@ -84,19 +87,17 @@ def confirm(name: str, values: Tensor, objective: Objective, theta: Tensor, batc
     return timings
 
 
-def refuse_other_losses(prepared: Prepared, objective: Objective, theta: Tensor, batch: Batch) -> None:
+def refuse_other_losses(losses: Tensor, objective: Objective, theta: Tensor, batch: Batch) -> None:
     """Compare the losses of a traced function with the network's: they differ where the network branches on its data.
 
     Losses of samples that are fitted well are mostly rounding; then a float64 evaluation says how much of it there is.
     """
-    if prepared.losses is None:
-        return
     with torch.no_grad():
         expected = objective.sample_losses(theta, batch)
-        if (gap := relative_gap(prepared.losses, expected)) <= tolerance("linearized", theta.dtype):
+        if (gap := relative_gap(losses, expected)) <= tolerance("linearized", theta.dtype):
             return
         wide = objective.double().sample_losses(theta.double(), batch.double()) if theta.dtype != torch.float64 else expected
-    if relative_gap(prepared.losses, wide) > KINKS * relative_gap(expected, wide):
+    if relative_gap(losses, wide) > KINKS * relative_gap(expected, wide):
         raise EngineError(f"the traced losses differ from the network's by {gap:.1e}: for these data it is another function")
 
 
@@ -117,9 +118,9 @@ def relative_gap(a: Tensor, b: Tensor) -> float:
 
 
 def tolerance(engine: str, dtype: torch.dtype) -> float:
-    """Return the relative difference up to which products count as equal: 10^3 units of rounding; more for differences."""
+    """Return the relative difference up to which products are equal: 10^3 units of rounding or FITTED, more for differences."""
     eps = torch.finfo(dtype).eps
-    return 1e2 * eps ** (1 / 3) if engine == "differences" else 1e3 * eps
+    return 1e2 * eps ** (1 / 3) if engine == "differences" else max(1e3 * eps, FITTED)
 
 
 def timed(product: Callable[[Tensor], Tensor], V: Tensor) -> tuple[Tensor, float]:

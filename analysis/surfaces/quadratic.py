@@ -19,7 +19,7 @@ from analysis.operators.along import Along, each_sample, number
 from analysis.operators.kernels import differentiable_kernels
 from analysis.surfaces.directions import Direction
 from landscape.errors import InputError
-from landscape.parameters import trainable, unflatten
+from landscape.parameters import called_with, trainable, unflatten
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 _TOLERANCE = 1e-3       # between two ways, relative to the sum of the samples' magnitudes: float32 loses some digits
@@ -60,7 +60,7 @@ def _phi(model: nn.Module, loss: Losses, images: Tensor, labels: Tensor, directi
 
     def phi(a: Tensor) -> Tensor:
         moved = {name: p + a * step[name] for name, p in parameters.items()}
-        return loss(torch.func.functional_call(model, (moved, frozen, buffers), (images,)), labels)
+        return loss(called_with(model, moved | frozen | buffers, images), labels)
     return phi
 
 

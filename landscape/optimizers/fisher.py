@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.batchnorm import evaluation_mode
 from landscape.errors import InputError
-from landscape.parameters import flatten
+from landscape.parameters import called_with, flatten
 
 Batches = Iterable[tuple[Tensor, Tensor]]               # inputs (B, ...), labels (B,)
 Loss = Callable[[Tensor, Tensor], Tensor]               # of logits (B, C) and labels (B,): per sample, (B,)
@@ -40,7 +40,7 @@ def diagonal_fisher(model: nn.Module, batches: Batches, names: Sequence[str],
     at_once = max(NUMBERS // sum(p.numel() for p in chosen.values()), 1)
 
     def of_sample(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return loss(functional_call(model, {**held, **parameters}, (image[None],)), label[None])[0]
+        return loss(called_with(model, {**held, **parameters}, image[None]), label[None])[0]
 
     slopes = vmap(grad(of_sample), (None, 0, 0))
     total, count = 0.0, 0
