@@ -266,6 +266,19 @@ def test_sparse_gradients_are_dense_ones_with_zeros():
     assert gap(found, exact(model, [(words, Y)])) < 1e-13
 
 
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [lambda model: torch.compile(model, backend="eager"), compiled_in_place])
+def test_a_compiled_model_is_linearized_as_it_was_written(compiled):
+    compiled = compiled(Net())
+    compiled(X)
+    operator = HessianOperator(compiled, losses, HALVES)
+    assert operator.engine == "linearized" and gap(dense(operator), exact(Net(), HALVES)) < 1e-13
+
+
 def test_no_vector_has_no_product():
     operator = HessianOperator(Net(), losses, HALVES, engine="jvp")
     assert operator.matmat(torch.zeros(0, operator.size)).shape == (0, operator.size)
