@@ -192,6 +192,6 @@ def _refined(operator: Any, pairs: EigenPairs, args: argparse.Namespace) -> Eige
     """Go on from known pairs in another precision, to the residual of the reference."""
     X = torch.as_tensor(pairs.vectors, dtype=operator.dtype, device=operator.device)
     none = np.zeros((args.num_pairs, 1))    # as from so many probes: the pairs are refined, and no further ones looked for
-    space = Krylov(operator, none, none, Ritz(X, operator.matmat(X)), 0.0, len(X), args.num_pairs)
+    space = Krylov(operator, none, none, Ritz(X, operator.matmat(X)), 0.0, len(X), args.num_pairs, True)
     return extreme_eigenpairs(space, args.num_pairs, tol=args.reference_tol, max_matvecs=args.reference_products,
                               generator=torch.Generator().manual_seed(args.seed), verify=False)

@@ -9,7 +9,7 @@ from matrices import CALIBRATION, batched_rules, jacobi, matrix, probe_weights, 
 
 from analysis.operators import MatrixOperator
 from analysis.spectra.lanczos import krylov, random_unit
-from analysis.spectra.quadrature import join, mass_parts, moments
+from analysis.spectra.quadrature import mass_parts, moments
 from analysis.spectra.trace import measure_trace
 from checkpoints.records import Spectrum
 
@@ -45,8 +45,7 @@ def mass_coverage(name, num_matvecs, count, seed, relative=1e-3):
     mean = mass_parts(spectrum_of(name, 5 * count, num_matvecs, 10 ** 6), cutoff)[1].value
     truth, held, joined, widest = float((spectrum < -cutoff).mean()), 0, 0, 0.0
     for study in trials(name, count, num_matvecs, seed):
-        bracket, probes = mass_parts(study, cutoff)
-        both = join(bracket, probes)
+        bracket, probes, both = mass_parts(study, cutoff)
         held, joined = held + covers(probes, mean), joined + covers(both, truth)
         width = bracket.high - bracket.low + probes.high - probes.low
         widest = max(widest, (both.high - both.low) / width if width > 0 else 0.0)

@@ -112,7 +112,7 @@ def test_moments_are_those_of_the_rules_and_scale_with_the_loss():
 
 
 def test_the_parts_of_a_negative_mass_add_up():
-    bracket, probes = mass_parts(rule(), 0.1)
+    bracket, probes, _ = mass_parts(rule(), 0.1)
     both = negative_mass(rule(), 0.1)
     assert bracket.value == probes.value == both.value and (bracket.kind, probes.kind) == ("quadrature", "probes")
     assert both.high - bracket.high == pytest.approx(1.08 * (probes.high - probes.value), rel=1e-12)

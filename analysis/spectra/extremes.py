@@ -34,7 +34,8 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
 
     tol          a pair has converged when ||Hv - value v|| <= tol |value|; below the product's rounding, 1e-6 |lambda_max| for
                  float32, no pair can
-    max_matvecs  products that may be spent beyond those of a given Krylov space; pairs are then returned as they are
+    max_matvecs  products that may be spent beyond those of a given Krylov space; pairs are then returned as they are. Each is
+                 multiplied once more in any case
     verify       multiply each pair once more in float64; else in the operator's own dtype
     """
     if which not in ENDS:
@@ -42,15 +43,19 @@ def extreme_eigenpairs(source: LinearOperator | Krylov, k: int, *, which: str = 
     operator = source.operator if isinstance(source, Krylov) else source
     if not 1 <= k <= operator.size // sum(ENDS[which]):
         raise InputError(f"k={k} is out of range: expected 1 <= k <= {operator.size // sum(ENDS[which])} for which={which!r}")
-    if not isinstance(source, Krylov):
-        steps = min(operator.size, max(20, 2 * k))
-        source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
-    space = Subspace.of(source.ritz, operator, progress)
     wanted = _Wanted(k, *ENDS[which])
+    if not isinstance(source, Krylov):
+        if max_matvecs <= 2 * wanted.count:
+            raise InputError(f"max_matvecs={max_matvecs} is out of range: expected at least {2 * wanted.count + 1}, to find "
+                             f"{wanted.count} pairs and to multiply each once more")
+        steps = min(operator.size, max(20, 2 * k), max_matvecs - wanted.count)
+        source = krylov(operator, num_matvecs=steps, num_probes=1, generator=generator, num_ritz=2 * k, progress=progress)
+        max_matvecs -= source.num_matvecs
+    space = Subspace.of(source.ritz, operator, progress)
     while (missing := wanted.count - len(space)) > 0:     # the probes broke down early: few distinct eigenvalues
         space.expand(random_unit(missing, operator, generator))
     _converge(space, wanted, lambda values: tol * np.abs(values), max_matvecs)
-    if k > min(len(source.alphas), source.num_ritz):        # not every wanted pair had a start vector of its own
+    if not source.random or k > min(len(source.alphas), source.num_ritz):   # not every pair had a start vector of its own
         _confirm(space, wanted, tol, max_matvecs, generator)
     return _report(space, wanted, source, tol, verify)
 
@@ -86,10 +91,10 @@ def _converge(space: Subspace, wanted: _Wanted, limits: Callable[[np.ndarray], n
         places = wanted.places(len(values))
         allowed = np.full(len(values), np.inf)
         allowed[places] = np.maximum(limits(values[places]), 8 * eps * np.abs(values).max())
-        R = _outermost_open(space, wanted, allowed, settled)
-        may_go_on = space.num_matvecs + len(places) < max_matvecs and len(space) < space.operator.size
-        if R is None or not may_go_on:
+        R, left = _outermost_open(space, wanted, allowed, settled), max_matvecs - space.num_matvecs - len(places)
+        if R is None or left < 1 or len(space) >= space.operator.size:
             return
+        R = R[:left]
         if len(space) + len(R) > largest:
             space.shrink(_Wanted(max(2 * wanted.k + 6, largest // 4), True, True).places(len(values)))
         if not space.expand(R):

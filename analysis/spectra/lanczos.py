@@ -21,7 +21,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from analysis.operators import LinearOperator
-from analysis.operators.algebra import sharing
+from analysis.operators.algebra import finite, sharing
 from analysis.operators.memory import free_memory
 from landscape.errors import InputError
 
@@ -50,6 +50,7 @@ class Krylov:
     orthogonality_loss: float   # max |QQ' - I|
     num_matvecs: int
     num_ritz: int               # Ritz vectors kept at each end of each probe
+    random: bool                # whether the probes are uniform random vectors, which seldom miss an eigenvector
 
 
 def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator,
@@ -60,27 +61,41 @@ def krylov(operator: LinearOperator, *, num_matvecs: int, num_probes: int, gener
     num_ritz      Ritz vectors kept at each end of each probe at least, where m // 2 are as many; more where there is room
     generator     on the CPU, so that all devices start from the same vectors
     progress      called with the number of products after each step
-    start         (num_probes, d) in place of random vectors, of any length but 0: what is found is then no sample of the spectrum
+    start         (num_probes, d) in place of random vectors, of any length but 0: what is found is then no sample of the
+                  spectrum, and says nothing of eigenvalues that it missed
     """
     if not 1 <= num_matvecs <= operator.size:
         raise InputError(f"num_matvecs={num_matvecs} is out of range: expected 1 <= num_matvecs <= size={operator.size}")
     if num_probes < 1:
         raise InputError(f"num_probes={num_probes} is out of range: expected at least 1")
-    start = random_unit(num_probes, operator, generator) if start is None else start / start.norm(dim=1, keepdim=True)
-    state = _State.start(start.to(home(operator, num_probes * (num_matvecs + 1))), num_matvecs)
+    Q = random_unit(num_probes, operator, generator) if start is None else _unit(start, num_probes, operator)
+    state = _State.start(Q.to(home(operator, num_probes * (num_matvecs + 1))), num_matvecs)
     while state.step < num_matvecs and state.running().any():
         state.advance(operator)
         if progress:
             progress(num_probes)
     kept = min(max(num_ritz, capacity(operator) // (3 * num_probes)), max(1, num_matvecs // 2))
     return Krylov(operator, state.alphas, state.betas, state.ends(kept, operator.device), state.orthogonality_loss(),
-                  num_probes * state.step, kept)
+                  num_probes * state.step, kept, start is None)
 
 
 def random_unit(count: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
     """Draw unit vectors (count, d), uniform on the sphere: on the CPU in float64, then moved."""
     V = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
     return (V / V.norm(dim=1, keepdim=True)).to(operator.device, operator.dtype)
+
+
+def _unit(start: Tensor, num_probes: int, operator: LinearOperator) -> Tensor:
+    """Return given start vectors with length 1, in the operator's dtype and on its device."""
+    if start.shape != (num_probes, operator.size):
+        raise InputError(f"start of shape {tuple(start.shape)} is out of range: expected (num_probes, size) = "
+                         f"({num_probes}, {operator.size})")
+    V = start.double()
+    lengths = V.norm(dim=1)
+    if not (torch.isfinite(lengths) & (lengths > 0)).all():
+        raise InputError(f"start has rows of length {lengths.tolist()}: expected finite lengths > 0; leave start out for random "
+                         "vectors")
+    return (V / lengths[:, None]).to(operator.device, operator.dtype)
 
 
 class _State:
@@ -99,17 +114,18 @@ class _State:
         return cls(basis, num_matvecs)
 
     def advance(self, operator: LinearOperator) -> None:
-        """Take one step of every recurrence."""
+        """Take one step of every recurrence. The residual of one that ends here stays behind its basis, as it is."""
         j = self.step
         W = finite(operator.matmat(self.basis[:, j].to(operator.device))).to(self.basis.device)
         alpha = dots(self.basis[:, j], W)
         W = project_out(self.basis[:, :j + 1], W)
         beta = dots(W, W).sqrt()
         alive = self._alive(alpha, beta)
-        W = torch.where(alive[:, None], W / torch.where(alive, beta, 1.0).to(W.dtype)[:, None], 0.0)
-        self.alphas[:, j] = np.where(self.running(), alpha.cpu().numpy(), np.nan)
+        running = self.running()
+        self.basis[:, j + 1] = torch.where(torch.as_tensor(running, device=W.device)[:, None],
+                                           W / torch.where(alive, beta, 1.0).to(W.dtype)[:, None], 0.0)
+        self.alphas[:, j] = np.where(running, alpha.cpu().numpy(), np.nan)
         self.betas[:, j] = torch.where(alive, beta, 0.0).cpu().numpy()
-        self.basis[:, j + 1] = W
         self.step += 1
 
     def running(self) -> np.ndarray:
@@ -117,7 +133,10 @@ class _State:
         return np.ones(len(self.betas), bool) if self.step == 0 else self.betas[:, self.step - 1] > 0
 
     def ends(self, count: int, device: torch.device) -> Ritz:
-        """Return `count` Ritz vectors at each end of every probe, with products from A Q' = Q' T + beta q e'."""
+        """Return `count` Ritz vectors at each end of every probe, with products from A Q' = Q' T + beta q e'.
+
+        After a breakdown beta counts as 0, yet the residual in place of beta q is up to BREAKDOWN units of rounding long.
+        """
         pairs = [self._ends_of(row, count) for row in range(len(self.basis))]
         return Ritz(*(torch.cat(parts).to(device) for parts in zip(*pairs)))
 
@@ -143,20 +162,12 @@ class _State:
         S = torch.as_tensor(S[:, chosen].T.copy(), dtype=self.basis.dtype, device=self.basis.device)   # (p, m)
         values = torch.as_tensor(theta[chosen], dtype=self.basis.dtype, device=self.basis.device)
         Y = S @ self.basis[row, :m]
-        products = values[:, None] * Y + float(self.betas[row, m - 1]) * S[:, -1:] * self.basis[row, m]
+        products = values[:, None] * Y + (float(self.betas[row, m - 1]) or 1.0) * S[:, -1:] * self.basis[row, m]
         return Y, products
 
     def _loss_of(self, row: int) -> float:
         Q = self.basis[row, :self._length(row)]
         return float((gram(Q, Q) - torch.eye(len(Q), dtype=torch.float64, device=Q.device)).abs().max())
-
-
-def finite(products: Tensor) -> Tensor:
-    """Return products, refusing those that are not finite: a NaN would pass for a breakdown, and so for a full spectrum."""
-    if not torch.isfinite(products).all():
-        raise InputError(f"a product with the operator is not finite in {products.dtype}: use float64, or look for infinite "
-                         "derivatives such as that of sqrt or norm at 0")
-    return products
 
 
 def dots(U: Tensor, V: Tensor) -> Tensor:

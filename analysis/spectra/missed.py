@@ -20,7 +20,7 @@ def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estim
 
     The probes are independent, so that all miss with the product of their probabilities. The unknown spread lambda_max -
     lambda_min enters through the same bound at both ends: found spread / (1 - 2 eps), half the probability for each.
-    -inf where the steps bound nothing. Rounding of the product is added.
+    -inf where the steps bound nothing, and where the start vectors were given. Rounding of the product is added.
 
     Where all probes have broken down, Q A = T Q + E with ||E|| below what counts as breakdown, so that an eigenvector u of
     an eigenvalue at distance delta from those of T has |u' q_1| delta <= ||E||; (u' q_1)^2 is chi-squared_1 / d.
@@ -32,7 +32,9 @@ def missed_below(source: Krylov, smallest: float, level: float = LEVEL) -> Estim
     rounding = BREAKDOWN * torch.finfo(source.operator.dtype).eps * scale
     each = ((1 - level) / 2) ** (1 / probes)
     eps = (np.log(1.648 * np.sqrt(source.operator.size) / each) / (2 * steps - 1)) ** 2
-    if steps == source.operator.size:       # nothing is left to explore
+    if not source.random:
+        eps = np.inf
+    elif steps == source.operator.size and np.isfinite(source.alphas).all(axis=1).any():     # nothing is left to explore
         eps = 0.0
     elif (source.betas[:, -1] == 0).all():
         eps, rounding = 0.0, rounding * np.sqrt(source.operator.size / chi2.ppf((1 - level) ** (1 / probes), 1))

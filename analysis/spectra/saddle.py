@@ -11,8 +11,9 @@ from checkpoints.records import EigenPairs, Estimate
 
 
 def extreme_ratio(pairs: EigenPairs) -> Estimate:
-    """Return |lambda_min| / |lambda_max| from both ends, with bounds from the residuals.
+    """Return |lambda_min| / |lambda_max| from pairs of both ends (which="both"), with bounds from the residuals.
 
+    Pairs of one end do not show that they are of one: their first and last value give a number all the same, of no meaning.
     Each end lies within its residual of an eigenvalue, so the ratio of those eigenvalues lies within [low, high]. Where
     nothing negative was found, lambda_min is the smallest Ritz value all the same, and the ratio says nothing of a saddle.
     """

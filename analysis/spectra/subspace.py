@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from analysis.operators import LinearOperator
-from analysis.spectra.lanczos import Ritz, dots, finite, gram
+from analysis.operators.algebra import finite
+from analysis.spectra.lanczos import Ritz, dots, gram
 
 
 class Subspace:
@@ -65,7 +66,7 @@ class Subspace:
 
     def expand(self, W: Tensor) -> bool:
         """Add directions (q, d) to the space; return False where nothing of them is new."""
-        W = W / W.norm(dim=1, keepdim=True)
+        W = W / dots(W, W).sqrt()[:, None].to(W.dtype)
         for _ in range(2):      # twice is enough; what is left of a direction that is not new is rounding
             W = torch.addmm(W, gram(W, self.V).to(W.dtype), self.V, alpha=-1)
             W = _orthonormalizer(gram(W, W), 0.1).to(W.dtype) @ W

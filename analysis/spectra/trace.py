@@ -7,9 +7,10 @@
 
 Probes are uniform on the sphere of radius sqrt(d): their law depends on the eigenvalues alone, and
 
-    var z'Hz = 2 d / (d + 2) (tr H^2 - (tr H)^2 / d),     E |Hz|^2 = tr H^2,
+    var z'Hz = 2 d / (d + 2) (tr H^2 - (tr H)^2 / d) = 2 E |Hz - (z'Hz / z'z) z|^2,     E |Hz|^2 = tr H^2,
 
-so that the products which estimate the trace also tell its error, much better than the samples z'Hz do.
+so that the products which estimate the trace also tell its error, much better than the samples z'Hz do. Of a matrix near a
+multiple of the identity the difference of both traces is rounding; the mean square on the right is not.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from analysis.operators import LinearOperator
+from analysis.operators.algebra import finite
 from analysis.spectra.lanczos import dots, gram
 from analysis.spectra.xtrace import XTrace
 from checkpoints.records import EigenPairs, Estimate
@@ -81,8 +83,9 @@ def _refuse(num_probes: int | None, rel_error: float, max_matvecs: int, deflate:
         raise InputError(f"num_probes={num_probes} is out of range: expected at least 1")
     if not rel_error > 0:
         raise InputError(f"rel_error={rel_error} is out of range: expected a positive number")
-    if max_matvecs < 2:
-        raise InputError(f"max_matvecs={max_matvecs} is out of range: expected at least 2")
+    least = 4 if method == "xtrace" else 2      # two probes
+    if max_matvecs < least:
+        raise InputError(f"max_matvecs={max_matvecs} is out of range: expected at least {least} for method={method!r}")
     if method == "deflated" and (deflate is None or not len(deflate.vectors)):
         raise InputError("method='deflated' needs eigenvectors: pass deflate=extreme_eigenpairs(...), or method='auto'")
 
@@ -112,7 +115,8 @@ def _to_error(source: "_Complement", rel_error: float, max_matvecs: int, method:
     pilot.grow(min(PILOT, max(2, max_matvecs // 2)))
     if _excess(pilot, rel_error) <= 1 and method != "xtrace":
         return pilot
-    if method == "xtrace" or method == "auto" and pilot.forecast(rel_error) > pilot.xtrace_forecast():
+    cheaper = pilot.forecast(rel_error) > pilot.xtrace_forecast() and 2 * pilot.count <= max_matvecs
+    if method == "xtrace" or method == "auto" and cheaper:
         return _xtrace_to_error(XTrace(source, pilot.held), rel_error, max_matvecs)
     while _excess(pilot, rel_error) > 1 and pilot.count < max_matvecs:
         pilot.grow(min(pilot.forecast(rel_error), max_matvecs) - pilot.count)
@@ -167,18 +171,21 @@ class _Complement:
         self.num_matvecs += len(V)
         parts = []
         for part in V.split(BLOCK):
-            parts.append(self.project(self.operator.matmat(part)))
+            parts.append(self.project(finite(self.operator.matmat(part))))
             if self.progress:
                 self.progress(len(part))
         return torch.cat(parts)
 
 
 class Hutchinson:
-    """Running sums of z'Hz, z'H^2z and, between the probes of one block, (z_i'H^2z_j)^2, whose mean is tr H^4."""
+    """Running sums of z'Hz, z'H^2z, |Hz - (z'Hz / z'z) z|^2 and, between the probes of one block, (z_i'H^2z_j)^2.
+
+    The mean of the last is tr H^4.
+    """
 
     def __init__(self, source: _Complement):
         self.source, self.count, self.pairs = source, 0, 0
-        self.first = self.second = self.fourth = 0.0
+        self.first = self.second = self.scatter = self.fourth = 0.0
         self.name = "hutchinson" if source.X is None else "deflated"
         self.held: list[tuple[Tensor, Tensor]] = []     # of the first stage, which XTrace goes on from
 
@@ -187,8 +194,11 @@ class Hutchinson:
         for start in range(0, count, BLOCK):
             Z = self.source.probes(min(BLOCK, count - start))
             HZ = self.source.products(Z)
-            squares = gram(HZ, HZ)
-            self.first += float(dots(Z, HZ).sum())
+            forms, scale = dots(Z, HZ), float(HZ.abs().max()) or 1.0
+            rest = HZ - (forms / dots(Z, Z))[:, None].to(Z.dtype) * Z
+            squares = gram(HZ / scale, HZ / scale) * scale * scale      # in float32 squares of small entries are 0
+            self.first += float(forms.sum())
+            self.scatter += float(dots(rest, rest).sum())
             self.second += float(squares.diagonal().sum())
             self.fourth += float((squares.triu(1) ** 2).sum())
             self.count, self.pairs = self.count + len(Z), self.pairs + len(Z) * (len(Z) - 1) // 2
@@ -199,7 +209,8 @@ class Hutchinson:
         trace = self.source.known + self.first / self.count
         if self.count < 2:
             return trace, np.nan, np.nan
-        return trace, self._deviation() / self.count ** 0.5, self.count * self.rank()
+        variance = 2 * self.scatter / self.count if self.source.size > 0 else 0.0
+        return trace, (variance / self.count) ** 0.5, self.count * self.rank()
 
     def forecast(self, rel_error: float) -> int:
         """Return how many probes in all would reach the error."""
@@ -219,10 +230,3 @@ class Hutchinson:
 
     def nuclear(self) -> float:
         return (self.source.size * self.second / self.count) ** 0.5
-
-    def _deviation(self) -> float:
-        """Return the standard deviation of z'Hz from tr H^2 and tr H; the sample's (tr H)^2 is too large by its own variance."""
-        d, mean, square = self.source.size, self.first / self.count, self.second / self.count
-        mass = self.count * (d + 2) / 2 - 1
-        scatter = (square - mean ** 2 / d) * (mass + 1) / mass if d > 0 else 0.0
-        return (2 * d / (d + 2) * scatter) ** 0.5 if scatter > 1e-14 * square else 0.0
