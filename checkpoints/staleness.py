@@ -2,12 +2,14 @@
 
 Every record states the hash of the weights and data that it was computed from; a surface also those of the checkpoints that it
 leads through, a measurement those of the spectra that it read, and an eigenvector's direction is compared with the spectrum's
-own. The hash of a file is read from it, not computed anew: a file that was changed cannot be read at all. Nothing is said of
-what cannot be compared: a spectrum that is gone, a checkpoint of another run that is not found from here.
+own. The hash of a file is read from it, not computed anew: a file that was changed cannot be read at all. What a verification
+adds to a spectrum, another library's numbers, makes no record stale. Nothing is said of what cannot be compared: a spectrum that
+is gone, a checkpoint of another run that is not found from here.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 
 from checkpoints.errors import RecordError
 from checkpoints.layout import KINDS, relative_path
-from checkpoints.records import Surface
+from checkpoints.records import Curvature, Surface
+from checkpoints.schema import content_hash
 from checkpoints.store import RunStore
 
 OTHER_WEIGHTS, OTHER_DATA, NO_CHECKPOINT = "other weights", "other data", "weights that are no longer stored"
@@ -54,6 +57,11 @@ def checkpoint_hash(store: RunStore, epoch: int) -> str | None:
     return _stated_hash(store.path / relative_path(KINDS["checkpoint"], {"epoch": epoch}))
 
 
+def spectrum_hash(record: Curvature) -> str:
+    """Return the hash of a spectrum as it was measured, without the second opinion that a verification adds."""
+    return content_hash(replace(record, second_opinion={}))
+
+
 def _stated_hash(path: Path) -> str | None:
     if not path.is_file():
         return None
@@ -88,7 +96,8 @@ def _found(path: Path) -> RunStore | None:
 def _spectra(store: RunStore, record: Any, inputs: Mapping[str, Any]) -> str:
     """Judge the spectra that a measurement read, and the eigenvectors that a surface walks along."""
     for group, stated in inputs.get("spectra", {}).items():
-        if _stated_hash(_spectrum_path(store, record.epoch, group)) not in (None, stated):
+        if (_stated_hash(_spectrum_path(store, record.epoch, group)) not in (None, stated)
+                and spectrum_hash(store.read("curvature", epoch=record.epoch, group=group)) != stated):
             return OTHER_SPECTRUM
     if isinstance(record, Surface) and "directions" in inputs:
         words = [_EIGENVECTOR.fullmatch(name) for name in record.direction_names]

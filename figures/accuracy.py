@@ -7,6 +7,7 @@ by cell: what is printed is what the CSV beside it holds. A group without classe
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ CURVATURE_COLUMNS = {
     "negative_mass": "negative mass", "trace": "trace",
 }
 MARKERS_A_LINE = 6
+PERCENT_SPAN = 10.0     # the least that an axis of accuracies shows
 # A choice of epoch and flips: what its row is called, and what that means.
 CALLED = {outcomes.how_named("last", False): ("last", "after the last epoch"),
           outcomes.how_named("last", True): ("last, flips", "logits averaged over an image and its mirror image"),
@@ -38,19 +40,28 @@ def plot_accuracy(ax: Axes, table: pd.DataFrame, *, opt: str) -> dict:
     look = style.look(opt)
     percent = (100 * table[["value", "low", "high"]]).clip(0, 100).rename_axis("epoch").reset_index()
     artists = plot_over_epochs(ax, percent, color=look.color, marker=look.marker, label=look.name)
-    artists["line"].set_markevery(max(1, len(table) // MARKERS_A_LINE))
+    artists["line"].set(markevery=max(1, len(table) // MARKERS_A_LINE), clip_on=False)      # markers at the edge are whole
     return artists
+
+
+def set_percent_limits(ax: Axes) -> None:
+    """Keep an axis of percent within 0 and 100 and over PERCENT_SPAN at least: a group at 0 % stands on an axis from 0."""
+    low, high = np.clip(ax.get_ylim(), 0, 100)
+    missing = max(0.0, PERCENT_SPAN - (high - low))
+    low = np.clip(low - missing / 2, 0, 100 - PERCENT_SPAN) if missing else low
+    ax.set_ylim(low, max(high, low + PERCENT_SPAN))
 
 
 def draw_accuracy_curves(runs: Comparison, options: Options) -> Figure:
     """Draw test accuracy over epochs: a panel a class group, a line an optimizer."""
     refuse_variants(runs)
     groups = runs.present(options.groups)
-    made = panels([""], groups, 2.0, first=0.6, each=3.2, share_y="none")
+    made = panels([""], groups, 2.0, share_y="none")
     for group in groups:
         for opt in runs.optimizers:
             plot_accuracy(made["", group], summary.accuracy_over_epochs(runs, opt, group, options.level), opt=opt)
             style.mark_switch(made["", group], runs.members[opt][0].switch)
+        set_percent_limits(made["", group])
     made.name({}, group_names(groups))
     made.label_x("epoch")
     made.label_y("test accuracy [%]")
@@ -66,10 +77,11 @@ def draw_stages(runs: Comparison, options: Options) -> Figure:
     if not switches:
         raise RecordError("no run has a second stage or deferred re-weighting: train one with --opt ssesam --gamma 0.7, or with "
                           "--drw_epoch; accuracy_curves draws the others")
-    made = panels(groups, [""], 1.75, first=0.6, each=4.4, share_y="none")
+    made = panels(groups, [""], 1.75, share_y="none")
     for group in groups:
         for opt in runs.optimizers:
             plot_accuracy(made[group, ""], summary.accuracy_over_epochs(runs, opt, group, options.level), opt=opt)
+        set_percent_limits(made[group, ""])
         _mark_stages(made[group, ""], sorted(switches), max(member.config["epochs"] for member in runs.everyone))
     made.name(group_names(groups), {})
     made.label_x("epoch")
@@ -153,4 +165,4 @@ def _mark_stages(ax: Axes, switches: Sequence[int], last: int) -> None:
         for x, side, text in ((switches[0], "right", "stage I"), (switches[0], "left", "stage II")):
             ax.annotate(text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if side == "right" else 3, 2), ha=side,
                         va="bottom", textcoords="offset points", fontsize=style.SMALL, color=style.MUTED)
-    ax.set_xlim(right=last)
+    ax.set_xlim(0, last)

@@ -46,7 +46,7 @@ def draw_classwise(runs: Comparison, options: Options) -> Figure:
     pools = {opt: {group: runs.curvatures(opt, epoch, group) for group in groups} for opt in runs.optimizers}
     records = [record for by_group in pools.values() for pool in by_group.values() for record in pool]
     scale = scale_of(records, options.style)
-    made = panels([""], runs.optimizers, 0.35 + 0.62 * len(groups), first=1.0, each=2.2)
+    made = panels([""], runs.optimizers, 0.35 + 0.62 * len(groups))
     for (_, opt), ax in made.axes.items():
         plot_lanes(ax, pools[opt], scale, color=style.look(opt).color)
     made.name({}, optimizer_names(runs.optimizers))

@@ -23,7 +23,8 @@ QUANTITIES = (
     Quantity("`missed_below`", "where an undetected eigenvalue may still lie",
              "probability bound of Kuczyński and Woźniakowski (1992). Absence of negative curvature is never verified."),
     Quantity("`negative_mass`", "fraction of eigenvalues below −threshold",
-             "quadrature bracket, widened by the interval over probes; the value is the geometric mean of each probe's bounds, "
+             "quadrature bracket, widened by the interval over probes, or to the limits of its own ends where it is the wider; "
+             "the value is the geometric mean of each probe's bounds, "
              "and errs to the low side where they are far apart; the threshold is relative (1e-3 of max |λ|) and shared in a "
              "table"),
     Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),

@@ -87,7 +87,7 @@ def draw_escape_epochs(runs: Comparison, options: Options) -> Figure:
     groups = runs.present(options.groups)
     frame, table = history.escape_frame(runs, groups), history.escape_table(runs, groups, options.level)
     across = ([""], groups) if style.most_columns() > 2 else (groups, [""])     # words want a narrow page's width
-    made = panels(*across, 0.5 + 0.32 * len(runs.optimizers), top=1.0, first=1.0, each=3.0, share_y="all")
+    made = panels(*across, 0.5 + 0.32 * len(runs.optimizers), top=1.0, share_y="all")
     for key, ax in made.axes.items():
         group = "".join(key)
         for lane, opt in enumerate(reversed(runs.optimizers)):
@@ -155,7 +155,7 @@ def draw_overlap_matrix(runs: Comparison, options: Options) -> Figure:
     steps = {opt: _some(list(dict.fromkeys(zip(part["epoch"], part["next_epoch"])))) for opt, part in table.groupby("opt")}
     columns = [f"{a} to {b}" for a, b in dict.fromkeys(step for found in steps.values() for step in found)]
     opts = [opt for opt in runs.optimizers if opt in steps]
-    made = panels(opts, columns, 1.05, top=0.9, first=1.0, each=1.05, share_x="all", share_y="all")
+    made = panels(opts, columns, 1.05, top=0.9, square=True, share_x="all", share_y="all")
     for opt in opts:
         seed = runs.members[opt][0].config.get("seed")
         for a, b in steps[opt]:

@@ -68,7 +68,7 @@ def plot_seeds(ax: Axes, values: pd.DataFrame, table: pd.DataFrame, group: str) 
         if np.isfinite(value):
             ax.annotate(f"{value:.1f} %", (1.0, lane), xycoords=("axes fraction", "data"), xytext=(3, 0), va="center",
                         textcoords="offset points", fontsize=style.SMALL, color=color)
-    ax.set(xlabel="test accuracy [%]", ylabel="")
+    ax.set(xlabel="test accuracy [%]", ylabel="", ylim=(len(opts) - 0.5, -0.5))     # whole lanes, also on shared axes
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 

@@ -18,6 +18,7 @@ from figures import style
 
 Key = tuple[str, str]          # the names of a panel's row and column
 Name = str | tuple[str, str]   # a text, or a text and its color
+TALLEST = 2.5                  # inches: a square panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +111,19 @@ class Panels:
                 yield ax, "beside", *_parts(beside[key[1 - place]])
 
 
-def panels(rows: Sequence[str], columns: Sequence[str], height: float, *, top: float = 0.7, first: float = 1.2,
-           each: float = 2.0, share_x: str = "all", share_y: str = "all", **options: Any) -> Panels:
+def panels(rows: Sequence[str], columns: Sequence[str], height: float, *, top: float = 0.7, square: bool = False,
+           share_x: str = "all", share_y: str = "all", **options: Any) -> Panels:
     """Return empty panels, each `height` inches, or less where they stand in more lines, under `top` inches for legend and note.
 
-    The figure is first + each inches a panel wide, at most the page. share_x, share_y: all | row | column | none.
+    The figure is as wide as the page. square: wide panels are higher, up to TALLEST, and rows of one column are turned.
+    share_x, share_y: all | row | column | none.
     """
-    places, turned = arrange(rows, columns, style.most_columns())
+    roomy = style.page_width() >= style.PANEL * (len(rows) + 1)
+    places, turned = arrange(rows, columns, style.most_columns(), turn=square and len(columns) == 1 and roomy)
     lines, width = (1 + max(place[way] for place in places.values()) for way in (0, 1))
     height *= 1.0 if lines <= len(rows) else 0.85
-    figure = style.new_figure(top + height * lines, style.panel_width(width, first, each))
+    height = max(height, min(TALLEST, 0.6 * style.page_width() / width)) if square else height
+    figure = style.new_figure(top + height * lines)
     cells, axes, shared = figure.add_gridspec(lines, width), {}, {}
     for key, place in places.items():
         found = {f"share{way}": shared.get((way, _kin(key, kind))) for way, kind in (("x", share_x), ("y", share_y))}
@@ -131,13 +135,16 @@ def panels(rows: Sequence[str], columns: Sequence[str], height: float, *, top: f
     return made
 
 
-def arrange(rows: Sequence[str], columns: Sequence[str], most: int) -> tuple[dict[Key, tuple[int, int]], bool]:
+def arrange(rows: Sequence[str], columns: Sequence[str], most: int,
+            turn: bool = False) -> tuple[dict[Key, tuple[int, int]], bool]:
     """Return the place (line, position) of every panel with at most `most` side by side, and whether they were turned.
+
+    turn: also where the columns fit side by side.
 
     >>> arrange(["head", "tail"], ["sgd", "sam", "imbsam"], 2)[0]["tail", "imbsam"]
     (2, 1)
     """
-    turned = len(columns) > most and 2 <= len(rows) <= most
+    turned = (turn or len(columns) > most) and 2 <= len(rows) <= most
     if turned:
         return {(row, column): (i, j) for j, row in enumerate(rows) for i, column in enumerate(columns)}, True
     side = ceil(len(columns) / ceil(len(columns) / most))   # folded lines are equally long, or nearly

@@ -33,7 +33,7 @@ def draw_robustness(runs: Comparison, options: Options) -> Figure:
     epoch = int(table["epoch"].iloc[0])
     first = runs.everyone[0].measurement("robustness", epoch)
     groups, lanes = measured.chosen_groups(table, options.groups), list(dict.fromkeys(zip(table["axis"], table["setting"])))
-    made = panels([""], groups, 0.5 + LANE * len(lanes), first=1.4, each=2.7, share_x="none")
+    made = panels([""], groups, 0.5 + LANE * len(lanes), share_x="none")
     for group in groups:
         plot_variations(made["", group], table[table["group"] == group], lanes, runs.optimizers)
         made["", group].set_xlim(*_view(table["value"][table["group"] == group]))

@@ -128,7 +128,7 @@ def draw_over_epochs(runs: Comparison, table: pd.DataFrame, label: str | Mapping
     """
     table = table if "row" in table else table.assign(row="")
     rows, groups = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["group"]))
-    made = panels(rows, runs.optimizers, 1.75, first=1.6, each=1.8, share_y="row")
+    made = panels(rows, runs.optimizers, 1.75, share_y="row")
     for (row, opt), ax in made.axes.items():
         _draw_panel(ax, table[(table["opt"] == opt) & (table["row"] == row)])
         style.mark_switch(ax, runs.members[opt][0].switch)

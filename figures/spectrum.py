@@ -193,7 +193,7 @@ def draw_spectra(runs: Comparison, options: Options) -> Figure:
     epoch = runs.epoch(groups, options.epoch)
     pools = {(group, opt): runs.curvatures(opt, epoch, group) for group in groups for opt in runs.optimizers}
     scale = scale_of([record for pool in pools.values() for record in pool], options.style)
-    made = panels(groups, runs.optimizers, 2.0 if style.most_columns() > 2 else 2.45, top=0.75, each=2.4)
+    made = panels(groups, runs.optimizers, 2.0 if style.most_columns() > 2 else 2.45, top=0.75)
     for key, ax in made.axes.items():
         color = style.look(key[1]).color
         plot_spectrum(ax, [record.spectrum for record in pools[key]], scale, color=color, level=options.level,

@@ -6,6 +6,7 @@ marker besides, so that nothing is lost in gray. Figures are drawn at their fina
 `context`, which also sets the width of the page, as `figure.figsize`.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,11 +149,6 @@ def most_columns() -> int:
     return max(1, int(page_width() / PANEL))
 
 
-def panel_width(columns: int, first: float, each: float) -> float:
-    """Return the width in inches of a figure of `columns` panels, at most the page's."""
-    return min(page_width(), first + each * columns)
-
-
 def new_figure(height: float, width: float | None = None) -> Figure:
     """Return an empty figure with constrained layout, `width` (default: the page's) x `height` inches, outside global state."""
     figure = Figure(figsize=(width or page_width(), height), layout="constrained")
@@ -288,9 +284,22 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), dp
     figure.set_layout_engine(None)
     for name, path in zip(formats, paths):
         partial = path.with_name(f".{path.name}.partial")   # a kill leaves the old picture or the new one, never half
-        figure.savefig(partial, format=name, dpi=dpi, metadata=METADATA[name])
+        with _quiet_fonts():
+            figure.savefig(partial, format=name, dpi=dpi, metadata=METADATA[name])
         partial.replace(path)
     return paths
+
+
+@contextmanager
+def _quiet_fonts() -> Iterator[None]:
+    """Keep fontTools from remarking on the dates of matplotlib's own fonts, which nobody can act on."""
+    logger = logging.getLogger("fontTools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _set_rc(key: str, value: Any) -> None:

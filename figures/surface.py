@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from analysis.findings import slices
+from analysis.findings import slices, summary
 from checkpoints.comparison import Comparison, check_same_view
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface
@@ -27,6 +27,7 @@ from figures.panels import Panels, group_names, optimizer_names, panels
 from figures.saddle import group_handles
 
 PREDICTED = (0, (1, 1))
+BARRIER = "^"
 CMAP = "cividis"         # even steps of lightness, also for color-blind readers
 LEVELS = 14
 STATISTICS = {"recalibrated": "BatchNorm statistics estimated anew at every point", "batch": "BatchNorm statistics of each batch"}
@@ -87,7 +88,9 @@ def quadratic_prediction(surface: Surface, group: str) -> np.ndarray | None:
     curvature, name = surface.direction_curvatures[0], surface.direction_names[0]
     if predicted is not None or not np.isfinite(curvature) or name.split()[0] != group:
         return predicted
-    length = float(np.linalg.norm(surface.directions[0].astype(float)))
+    length = slices.lengths(surface)[0]
+    if np.isnan(length):
+        return None
     start = np.interp(0.0, surface.alpha, line_of(surface, group))
     return start + 0.5 * curvature * (length * surface.alpha) ** 2
 
@@ -137,7 +140,7 @@ def line_of(surface: Surface, group: str) -> np.ndarray:
 def draw_surface(runs: Comparison, options: Options) -> Figure:
     """Draw contours of one plane: a row a class group, a column an optimizer, one color scale for all."""
     planes, groups = planes_of(runs, options), runs.present(options.groups)
-    made = panels(groups, runs.optimizers, 1.5, each=1.7)
+    made = panels(groups, runs.optimizers, 1.5, square=True)
     norm = common_norm([plane_of(plane, group) for plane in planes.values() for group in groups])
     for (group, opt), ax in made.axes.items():
         plot_surface(ax, planes[opt], group, norm=norm)
@@ -148,13 +151,14 @@ def draw_surface(runs: Comparison, options: Options) -> Figure:
     made.label_y(rf"$\beta$ [{units}]")
     add_colorbar(made, norm)
     style.shared_legend(made.figure, [], _note(runs, planes))
+    made.label_y(rf"$\beta$ [{units}]{stretch_in_words(made)}")
     return made.figure
 
 
 def draw_surface_3d(runs: Comparison, options: Options) -> Figure:
     """Draw one plane as surfaces in three dimensions: a row a class group, a column an optimizer, one scale for all."""
     planes, groups = planes_of(runs, options), runs.present(options.groups)
-    made = panels(groups, runs.optimizers, 1.65, top=0.6, each=1.7, share_x="none", share_y="none", projection="3d")
+    made = panels(groups, runs.optimizers, 1.65, top=0.6, square=True, share_x="none", share_y="none", projection="3d")
     made.figure.get_layout_engine().set(h_pad=0.12)   # the layout does not see the labels of 3-D axes
     norm = common_norm([plane_of(plane, group) for plane in planes.values() for group in groups])
     for (group, opt), ax in made.axes.items():
@@ -185,15 +189,48 @@ def draw_lines(runs: Comparison, options: Options) -> Figure:
     made.label_x({name: _along(lines[name, runs.optimizers[0]]) for name in names})
     made.label_y("loss [nats]")
     marked = any(len(mark.get_xdata()) for ax in made for mark in ax.lines if mark.get_marker() == "|")
-    style.shared_legend(made.figure, group_handles(groups, marked=False) + _prediction_handles(lines.values(), groups, marked),
-                        _note(runs, lines, directions=False))
+    handles = group_handles(groups, marked=False) + _prediction_handles(lines.values(), groups, marked)
+    words = [f"{style.look(opt).name}: {text}" for (_, opt), line in lines.items() if (text := barriers_in_words(line, groups))]
+    style.shared_legend(made.figure, handles + _barrier_handles(lines.values(), groups),
+                        "; ".join([_note(runs, lines, directions=False), *words]))
     return made.figure
 
 
 def _draw_slice(ax: Axes, surface: Surface, groups: Sequence[str], color: str) -> None:
     for group in groups:
         plot_line(ax, surface, group, color=color, linestyle=style.group_line(group))
+    if slices.barriers(surface, groups):
+        mark_barriers(ax, surface, groups, color)
     ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def mark_barriers(ax: Axes, surface: Surface, groups: Sequence[str], color: str = "black") -> dict:
+    """Mark the two checkpoints that a line leads through by vertical lines, and the top of each group's barrier on its curve.
+
+    A barrier of height 0 has no top.
+    """
+    places = dict(zip(surface.point_names[:2], surface.point_coordinates[:2, 0]))
+    ends = [ax.axvline(place, color=style.MUTED, linewidth=0.8, zorder=0.5) for place in places.values()]
+    tops = {group: found for group, found in slices.barriers(surface, groups).items() if found["height"] > 0}
+    alphas = [found["alpha"] for found in tops.values()]
+    losses = [np.interp(found["alpha"], surface.alpha, line_of(surface, group)) for group, found in tops.items()]
+    marks, = ax.plot(alphas, losses, linestyle="", marker=BARRIER, markersize=5, color=color, markerfacecolor="white", zorder=5)
+    return {"ends": ends, "barriers": marks}
+
+
+def barriers_in_words(line: Surface, groups: Sequence[str]) -> str:
+    """Return how far apart the two checkpoints of a line are, and the barriers between them; names of folders are left out.
+
+    Nothing for a line that does not hold two checkpoints.
+    """
+    found = slices.barriers(line, groups)
+    if not found:
+        return ""
+    one, other = (name.rpartition("/")[2] for name in line.point_names[:2])
+    length = slices.lengths(line)[0] * abs(np.diff(line.point_coordinates[:2, 0])[0])
+    apart = f" {summary.number_text(float(length))} apart" if np.isfinite(length) else ""
+    heights = [f"{style.group_name(group)} {summary.number_text(each['height'])}" for group, each in found.items()]
+    return f"{one} and {other}{apart}, barrier of {', '.join(heights)}"
 
 
 def _along(surface: Surface) -> str:
@@ -208,6 +245,14 @@ def _prediction_handles(surfaces: Iterable[Surface], groups: Sequence[str], mark
     handles = [Line2D([], [], color=style.MUTED, linestyle=PREDICTED, label=text)] if known else []
     return handles + ([Line2D([], [], color=style.MUTED, linestyle="", marker="|", markersize=8, markeredgewidth=1.4,
                               label="off by 10 %")] if marked else [])
+
+
+def _barrier_handles(surfaces: Iterable[Surface], groups: Sequence[str]) -> list[Line2D]:
+    """Return the legend entries of what `mark_barriers` draws, as far as it draws it."""
+    heights = [found["height"] for surface in surfaces for found in slices.barriers(surface, groups).values()]
+    ends = [Line2D([], [], color=style.MUTED, linewidth=0.8, label="the two checkpoints")] if heights else []
+    return ends + ([Line2D([], [], color=style.MUTED, linestyle="", marker=BARRIER, markersize=5, markerfacecolor="white",
+                           label="top of a barrier")] if any(height > 0 for height in heights) else [])
 
 
 def direction_label(name: str) -> str:
@@ -252,13 +297,27 @@ def dress_plane(ax: Axes, surface: Surface) -> None:
         ax.set_aspect("equal")
 
 
+def stretch_in_words(made: Panels) -> str:
+    """Return by how much the axes of some panel are stretched against each other, for a label; nothing where both have one scale.
+
+    Both show the same units, so that shapes are true only on one scale. Lays the figure out, which must be complete.
+    """
+    made.figure.get_layout_engine().execute(made.figure)
+    free = [ax for ax in made if ax.get_aspect() == "auto"]
+    factors = [ax.bbox.height / np.ptp(ax.get_ylim()) * np.ptp(ax.get_xlim()) / ax.bbox.width for ax in free]
+    furthest = max(factors, key=lambda factor: abs(np.log(factor)), default=1.0)
+    if 0.95 < furthest < 1.05:
+        return ""
+    return f"\nstretched {furthest:.2g}-fold" if furthest > 1 else f"\nsqueezed {1 / furthest:.2g}-fold"
+
+
 def add_colorbar(made: Panels, norm: Normalize) -> None:
     """Draw one color bar of losses for all panels: at the right, or below them on a narrow page."""
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else MaxNLocator(5)
     narrow = style.page_width() < 2 * style.WIDTHS["one"] - 1
     place = {"location": "bottom", "aspect": 30} if narrow else {"location": "right", "aspect": 30}
-    bar = made.figure.colorbar(ScalarMappable(norm, CMAP), ax=list(made), shrink=0.85, pad=0.02, ticks=ticks, format="%g",
-                               **place)
+    pad = 0.08 if narrow and any(ax.name == "3d" for ax in made) else 0.02      # the layout does not see the labels of 3-D axes
+    bar = made.figure.colorbar(ScalarMappable(norm, CMAP), ax=list(made), shrink=0.85, pad=pad, ticks=ticks, format="%g", **place)
     (bar.ax.xaxis if narrow else bar.ax.yaxis).set_minor_locator(NullLocator())
     bar.set_label("loss [nats]")
     bar.outline.set_visible(False)

@@ -23,7 +23,7 @@ from checkpoints.comparison import Comparison, Member
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, RADII, plain
 from figures import style
-from figures.accuracy import optimizer_handles
+from figures.accuracy import optimizer_handles, set_percent_limits
 from figures.options import Options
 from figures.panels import panels
 from figures.tables import Printed, changes
@@ -68,15 +68,16 @@ def draw_rho_sweep(runs: Comparison, options: Options) -> Figure:
     names = {"all": "accuracy, all [%]", group: f"accuracy, {style.group_name(group)} [%]",
              "lambda_min": rf"{style.group_name(group)} $\lambda_{{\min}}$"}
     opts = list(dict.fromkeys(table["opt"]))
-    made = panels([""], list(names), 1.9, first=0.7, each=2.2, share_y="none")
+    made = panels([""], list(names), 1.9, share_y="none")
     for (_, quantity), ax in made.axes.items():
         for opt in opts:
             plot_against_rho(ax, _scaled(table[(table["quantity"] == quantity) & (table["opt"] == opt)]), opt=opt)
         _set_rho_axis(ax, table["rho"].dropna().unique())
     made.name({}, names)
     made.label_x(r"$\rho$")
-    depth = made["", "lambda_min"]
-    depth.set_ylim(top=max(0.0, depth.get_ylim()[1]))
+    for quantity in ("all", group):
+        set_percent_limits(made["", quantity])
+    _show_from_zero(made["", "lambda_min"])
     band = f"; bars: {100 * options.level:g} % t over seeds" if runs.num_seeds > 1 else ""
     text = (f"{style.describe(runs, seeds=False)}; {_seeds(table)}; accuracy after the last epoch, "
             f"$\\lambda_{{\\min}}$ at epoch {table['epoch'].iloc[0]}{band}")
@@ -93,7 +94,7 @@ def plot_against_rho(ax: Axes, table: pd.DataFrame, *, opt: str) -> dict:
         return {"line": line, "band": ax.axhspan(row["low"], row["high"], color=look.color, alpha=0.1, linewidth=0, zorder=1)
                 if np.isfinite(row["low"]) else None}
     table = table.sort_values("rho")
-    line, = ax.plot(table["rho"], table["value"], color=look.color, marker=look.marker, zorder=3)
+    line, = ax.plot(table["rho"], table["value"], color=look.color, marker=look.marker, zorder=3, clip_on=False)
     bars = ax.vlines(table["rho"], table["low"], table["high"], color=look.color, alpha=0.6, linewidth=1.0, zorder=2)
     return {"line": line, "band": bars}
 
@@ -194,6 +195,13 @@ def _set_rho_axis(ax: Axes, radii: np.ndarray) -> None:
         ax.set_xscale("log")
     ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
     ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _show_from_zero(ax: Axes) -> None:
+    """Let an axis of eigenvalues reach up to zero, and leave room for a marker below the lowest."""
+    low, high = ax.get_ylim()
+    high = max(0.0, high)
+    ax.set_ylim(low - 0.04 * (high - low), high)
 
 
 def _handles(opts: Sequence[str], table: pd.DataFrame) -> list[Line2D]:

@@ -37,7 +37,7 @@ def draw_toy(runs: Comparison, options: Options) -> Figure:
     record = measured.any_record(runs, "toy")
     table = frame(record)
     toys = list(dict.fromkeys(table["toy"]))
-    made = panels([""], toys, 2.1, first=0.6, each=3.2)
+    made = panels([""], toys, 2.1)
     finite = table[["value", "closed_form"]].to_numpy()
     finite = finite[np.isfinite(finite) & (finite > 0)]
     for toy in toys:

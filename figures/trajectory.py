@@ -24,8 +24,8 @@ from checkpoints.records import Surface
 from figures import style
 from figures.options import Options
 from figures.panels import group_names, optimizer_names, panels
-from figures.surface import (add_colorbar, common_norm, direction_label, dress_plane, evaluation_note, plane_of,
-                             plot_surface)
+from figures.surface import (add_colorbar, barriers_in_words, common_norm, direction_label, dress_plane, evaluation_note,
+                             plane_of, plot_surface, stretch_in_words)
 
 DEFAULT = ("tail", "all")                   # as the paper draws them
 NAMED = ("*", "P", "X", "d", "p", "h")      # markers of checkpoints of other runs
@@ -58,7 +58,7 @@ def draw_trajectory(runs: Comparison, options: Options) -> Figure:
     """Draw each optimizer's path over contours of the loss: a row a group, a column an optimizer, one color scale."""
     planes = _planes(runs, options)
     groups = _groups(next(iter(planes.values())), runs, options)
-    made = panels(groups, runs.optimizers, 1.5, top=1.3, each=1.7, share_x="column", share_y="column")
+    made = panels(groups, runs.optimizers, 1.5, top=1.3, square=True, share_x="column", share_y="column")
     norm = common_norm([plane_of(plane, group) for plane in planes.values() for group in groups])
     for (group, opt), ax in made.axes.items():
         plot_surface(ax, planes[opt], group, norm=norm)["center"].set_visible(False)
@@ -67,11 +67,12 @@ def draw_trajectory(runs: Comparison, options: Options) -> Figure:
     names = planes[runs.optimizers[0]].direction_names
     made.name(group_names(groups), optimizer_names(runs.optimizers))
     made.label_x(_axis_label(planes, 0, names[0]))
-    made.label_y(_axis_label(planes, 1, names[1]))
+    made.label_y(_axis_label(planes, 1, names[1]))      # here already, so that the layout leaves it room
     add_colorbar(made, norm)
     words = [distances_in_words(runs, opt, plane, groups) for opt, plane in planes.items()]
     what = f"{style.describe(runs, seeds=False)}, lowest seed of each optimizer{evaluation_note(planes.values())}"
     style.shared_legend(made.figure, _handles(planes), "; ".join([what, *(text for text in words if text)]))
+    made.label_y(_axis_label(planes, 1, names[1]) + stretch_in_words(made))
     return made.figure
 
 
@@ -90,22 +91,12 @@ def plot_path(ax: Axes, surface: Surface) -> dict:
 def distances_in_words(runs: Comparison, opt: str, plane: Surface, groups: Sequence[str]) -> str:
     """Return the length of the way in the plane and, of stored lines between checkpoints, their distance and barriers."""
     _, places = path_of(plane)
-    lengths = np.array([np.linalg.norm(direction.astype(float)) for direction in plane.directions])
-    way = float(np.linalg.norm(np.diff(places * lengths, axis=0), axis=1).sum())
-    parts = [f"path {number_text(way)} long in the plane"] if len(places) > 1 else []
+    way = float(np.linalg.norm(np.diff(places * slices.lengths(plane), axis=0), axis=1).sum())
+    parts = [f"path {number_text(way)} long in the plane"] if len(places) > 1 and np.isfinite(way) else []
     for line in runs.members[opt][0].surfaces.values():
-        if not line.beta.size and len(line.point_names) > 1 and line.epoch == plane.epoch:
-            parts.append(_line_in_words(line, groups))
+        if line.epoch == plane.epoch and (words := barriers_in_words(line, groups)):
+            parts.append(words)
     return f"{style.look(opt).name}: {', '.join(parts)}" if parts else ""
-
-
-def _line_in_words(line: Surface, groups: Sequence[str]) -> str:
-    """Return distance and barriers between the two checkpoints of a line; the names of folders are left out."""
-    one, other = (name.rpartition("/")[2] for name in line.point_names[:2])
-    length = np.linalg.norm(line.directions[0].astype(float)) * abs(np.diff(line.point_coordinates[:2, 0])[0])
-    barriers = [f"{style.group_name(group)} {number_text(slices.barrier(line, group)['height'])}" for group in groups
-                if group in line.groups]
-    return f"{one} and {other} {number_text(float(length))} apart, barrier of {', '.join(barriers)}"
 
 
 def _planes(runs: Comparison, options: Options) -> dict[str, Surface]:
@@ -137,7 +128,7 @@ def _axis_label(planes: dict[str, Surface], axis: int, name: str) -> str:
     ends = dict.fromkeys(f"{100 * share:.0f}" for share in (min(shares), max(shares))) if shares else {}
     told = f", {' to '.join(ends)} %" if ends else ""
     units = next(iter(planes.values())).coordinate_units
-    return f"{direction_label(name)}{told}\n[{units}]" if axis == 0 else direction_label(name) + told
+    return f"{direction_label(name)}{told}\n[{units}]"
 
 
 def _handles(planes: dict[str, Surface]) -> list[Line2D]:

@@ -10,7 +10,7 @@ from checkpoints.errors import RecordError
 from checkpoints.records import Checkpoint
 from checkpoints.schema import content_hash
 from checkpoints.staleness import (NO_CHECKPOINT, OTHER_DATA, OTHER_SPECTRUM, OTHER_WAY, OTHER_WEIGHTS, checkpoint_hash,
-                                   staleness)
+                                   spectrum_hash, staleness)
 from checkpoints.store import RunStore
 
 RECORD = fake_run("sgd", 0, epochs=(60,), groups=("tail",), probes=1, steps=4).kept[0]
@@ -103,3 +103,13 @@ def test_a_measurement_is_stale_once_a_spectrum_that_it_read_is_another(store):
 def test_what_is_of_no_checkpoint_is_never_stale(store):
     toy = fake_measurements("sgd", 0, (60,))[-2]
     assert staleness(store, replace(toy, provenance={"inputs": {"checkpoint": None, "data": None}})) == ""
+
+
+def test_a_verification_of_a_spectrum_makes_no_measurement_stale(store):
+    measured = replace(fake_measurements("sgd", 0, (60,))[0], provenance={
+        "inputs": {"checkpoint": content_hash(WEIGHTS), "spectra": {"tail": spectrum_hash(RECORD)}}})
+    verified = replace(RECORD, second_opinion={"pyhessian_trace": 1.0})
+    store.write(verified)
+    assert staleness(store, measured) == "" and spectrum_hash(verified) == content_hash(RECORD) != content_hash(verified)
+    store.write(replace(verified, eigenpairs=replace(RECORD.eigenpairs, vectors=-RECORD.eigenpairs.vectors)))
+    assert staleness(store, measured) == OTHER_SPECTRUM

@@ -127,3 +127,20 @@ def test_curves_of_one_color_are_refused():
     for draw in (accuracy.draw_accuracy_curves, accuracy.draw_stages):
         with pytest.raises(RecordError, match="sam rho=0.05 and sam rho=0.1 would be curves of one color"):
             draw(runs, Options())
+
+
+@pytest.mark.parametrize("values, limits", [([0.0, 0.0], (0, 10)), ([1.0, 1.0], (90, 100)), ([0.5, 0.5], (45, 55))])
+def test_an_axis_of_accuracies_stays_within_0_and_100_and_is_not_narrow(values, limits):
+    run = fake_run("ssesam", groups=())
+    run.table = run.table.assign(**{"test_accuracy/tail": values[0]})
+    for draw in (accuracy.draw_stages, accuracy.draw_accuracy_curves):
+        with style.context():
+            ax = draw(compare([run]), Options()).axes[1]
+        assert ax.get_ylim() == pytest.approx(limits)
+
+
+def test_the_marker_of_the_last_epoch_is_whole_at_the_edge(runs):
+    with style.context():
+        ax = accuracy.draw_stages(runs, Options()).axes[1]
+    curve = max(ax.lines, key=lambda line: len(line.get_xdata()))
+    assert ax.get_xlim() == (0, 60) and curve.get_xdata()[-1] == 60 and not curve.get_clip_on()

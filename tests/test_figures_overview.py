@@ -76,3 +76,10 @@ def test_the_picture_needs_spectra_of_every_run():
     runs = compare([fake_run("sgd", epochs=(60,), probes=1, steps=4), fake_run("sam", groups=())])
     with pytest.raises(RecordError, match="landscape spectrum runs/sam-0 --epoch 60 --group head"):
         overview.draw_overview(runs, Options())
+
+
+def test_accuracies_of_several_optimizers_stand_in_whole_lanes(runs):
+    with style.context():
+        figure = overview.draw_overview(runs, Options())
+    accuracies = [ax for ax in figure.axes if ax.get_xlabel() == "test accuracy [%]"]
+    assert {ax.get_ylim() for ax in accuracies} == {(len(runs.optimizers) - 0.5, -0.5)}

@@ -70,3 +70,13 @@ def test_the_page_sets_how_many_stand_side_by_side():
     with style.context({"figure.figsize": "10,4"}):
         assert style.most_columns() == 6 and panels(("",), OPTS, 1.0).figure.get_figwidth() <= 10
     assert [np.round(style.WIDTHS[width], 2) for width in ("one", "two")] == [3.25, 6.75]
+
+
+@pytest.mark.parametrize("width", style.WIDTHS)
+@pytest.mark.parametrize("columns", [1, 2, 4])
+@pytest.mark.parametrize("square", [False, True])
+def test_a_figure_fills_the_width_of_the_page(width, columns, square):
+    with style.context({}, width):
+        made = panels(("head", "tail"), OPTS[:columns], 1.5, square=square)
+    assert made.figure.get_figwidth() == style.WIDTHS[width]
+    assert made.turned == (square and columns == 1 and width == "two" or columns == 4 and width == "one")

@@ -119,3 +119,11 @@ def test_unequal_numbers_of_seeds_are_told_of_each_optimizer():
     few = {"epochs": (60,), "probes": 1, "steps": 4}
     text = style.describe(compare([*fake_runs(("sgd",), (0, 1), **few), fake_run("ssesam", **few)]))
     assert text.endswith("seeds: 2 of SGD, 1 of SSE-SAM")
+
+
+def test_the_dates_of_a_font_are_no_news(tmp_path, caplog):
+    with style.context():
+        figure = style.new_figure(1)
+        figure.subplots().set_title("$g'v$")       # the prime is of the old font
+        style.save(figure, tmp_path / "x", ("pdf",))
+    assert not [record for record in caplog.records if record.name.startswith("fontTools")]

@@ -164,3 +164,24 @@ def test_a_caption_says_what_is_not_the_default_of_the_evaluation(plane):
     assert surface.evaluation_note([plane, plane]) == ""
     other = replace(plane, batchnorm="recalibrated", precision="bfloat16")
     assert surface.evaluation_note([plane, other]) == ", BatchNorm statistics estimated anew at every point, bfloat16"
+
+
+def test_a_line_between_checkpoints_marks_both_and_the_top_of_each_barrier():
+    runs = compare([fake_run("sgd", 0, groups=(), measures=True)])
+    between = runs.surface("sgd", "path-line")
+    artists = surface.mark_barriers(style.new_figure(2).subplots(), between, ("head", "tail"))
+    assert [end.get_xdata()[0] for end in artists["ends"]] == between.point_coordinates[:, 0].tolist()
+    found = slices.barrier(between, "tail")
+    assert artists["barriers"].get_xdata().tolist() == [found["alpha"]]       # the head has none
+    assert artists["barriers"].get_ydata().tolist() == [between.loss[1].max(where=between.alpha <= 4, initial=0)]
+    with style.context():
+        legend = surface.draw_lines(runs, Options()).legends[0]
+    assert {"the two checkpoints", "top of a barrier"} <= {text.get_text() for text in legend.texts}
+    assert "epoch 60 and epoch 0 4.00 apart, barrier of head 0.00, tail 0.250" in legend.get_title().get_text().replace("\n", " ")
+
+
+def test_a_line_of_one_checkpoint_has_no_barrier_and_one_without_directions_no_length(line):
+    assert slices.barriers(line, ("tail",)) == {} and surface.barriers_in_words(line, ("tail",)) == ""
+    small = replace(line, directions=line.directions[:0], direction_names=("tail lambda_min",))
+    np.testing.assert_allclose(surface.quadratic_prediction(small, "tail"), surface.quadratic_prediction(line, "tail"))
+    assert surface.quadratic_prediction(replace(small, coordinate_units="filter norms"), "tail") is None

@@ -127,3 +127,14 @@ def test_lanes_hold_each_groups_ends_and_all_comes_first():
 def test_without_the_spectrum_of_all_data_the_command_is_named():
     with pytest.raises(RecordError, match="landscape spectrum runs/sgd-0 --epoch 60 --group all"):
         classwise.draw_classwise(compare([fake_run("sgd", **FEW)]), Options())
+
+
+def test_markers_at_the_edges_of_a_sweep_are_whole():
+    members = [fake_run("sam", rho=rho, **FEW) for rho in (0.05, 0.5)]      # of one depth: the axis is all empty above it
+    for run in members:
+        run.table = run.table.assign(**{"test_accuracy/tail": 0.0})
+    with style.context():
+        _, tail, depth = sweep.draw_rho_sweep(compare(members, RADII), Options()).axes
+    assert tail.get_ylim() == (0, 10) and not tail.lines[0].get_clip_on()
+    low, high = depth.get_ylim()
+    assert high == 0 and min(depth.lines[0].get_ydata()) - low > 0.03 * (high - low)

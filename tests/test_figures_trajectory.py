@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
+from checkpoints.brief import brief
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import style, trajectory
@@ -53,3 +56,32 @@ def test_planes_without_checkpoints_are_refused_with_a_command(runs):
 def test_the_table_says_how_far_checkpoints_lie_off_the_plane(runs):
     table = trajectory.trajectory_table(runs, Options())
     assert list(table.loc["sgd", "checkpoint"])[0] == "epoch 60" and table["off_plane"].max() == 0.4
+
+
+@pytest.fixture
+def small(runs):
+    """Return runs as they are exported: without directions."""
+    kept = [fake_run(opt, 0, groups=(), measures=True) for opt in ("sgd", "ssesam")]
+    for run in kept:
+        run.kept = [brief(record) for record in run.kept]
+    return compare(kept)
+
+
+def test_a_run_exported_without_its_directions_is_drawn_as_the_run(runs, small):
+    plane = small.surface("sgd", "path-plane")
+    assert not len(plane.directions)
+    assert trajectory.distances_in_words(small, "sgd", plane, ("tail", "all")) \
+        == trajectory.distances_in_words(runs, "sgd", runs.surface("sgd", "path-plane"), ("tail", "all"))
+    unknown = replace(plane, coordinate_units="filter norms")
+    assert "long in the plane" not in trajectory.distances_in_words(small, "sgd", unknown, ("tail",))
+
+
+@pytest.mark.parametrize("factor, word", [(1.0, ""), (0.05, "\nstretched ")])
+def test_the_y_axis_has_its_unit_and_says_where_it_is_stretched(factor, word):
+    run = fake_run("sgd", 0, groups=(), measures=True)
+    run.kept = [replace(record, beta=factor * record.beta) if getattr(record, "name", "") == "path-plane" else record
+                for record in run.kept]
+    with style.context():
+        figure = trajectory.draw_trajectory(compare([run]), Options())
+    label = figure.axes[0].get_ylabel()
+    assert "[parameter units]" in label and (word in label if word else "fold" not in label)

@@ -12,6 +12,7 @@ an end is the highest; Frankle et al. 2020 take the mean of the two ends in plac
 NumPy only, for figures.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,17 @@ def trust_radius(surface: Surface, group: str, share: float = SHARE) -> dict[str
             for side, chosen in sides.items()}
 
 
+def lengths(surface: Surface) -> np.ndarray:
+    """Return the length of each direction in parameter units, (1 or 2,).
+
+    A run exported without its directions does not hold them: those in parameter units are of length 1 as they are made, and of
+    others the length is NaN.
+    """
+    if len(surface.directions):
+        return np.array([np.linalg.norm(direction.astype(float)) for direction in surface.directions])
+    return np.full(len(surface.direction_names), 1.0 if surface.coordinate_units == "parameter units" else np.nan)
+
+
 def barrier(surface: Surface, group: str) -> dict[str, float]:
     """Return the barrier on the line between the first two of a surface's points: height, above_mean, and where it is highest.
 
@@ -63,6 +75,15 @@ def barrier(surface: Surface, group: str) -> dict[str, float]:
     alpha, loss = surface.alpha[inside], loss[inside]
     ends, top = loss[[0, -1]], int(np.argmax(loss))         # argmax gives a NaN where there is one
     return {"height": float(loss[top] - ends.max()), "above_mean": float(loss[top] - ends.mean()), "alpha": float(alpha[top])}
+
+
+def barriers(surface: Surface, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the barrier of each group on a line that holds two checkpoints; nothing on any other surface."""
+    try:
+        _ends(surface)
+    except RecordError:
+        return {}
+    return {group: barrier(surface, group) for group in groups if group in surface.groups}
 
 
 def _ends(surface: Surface) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from analysis.subject import Batches, Subject, group_batches, group_images
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
-from checkpoints.schema import content_hash
+from checkpoints.staleness import spectrum_hash
 from checkpoints.store import RunStore
 
 
@@ -78,8 +78,8 @@ class Case:
         return len(group_images(self.subject, group, self.spectrum_settings(group))[0])
 
     def spectrum_hash(self, group: str) -> str:
-        """Return the hash of a group's stored curvature."""
-        return content_hash(self.spectrum(group))
+        """Return the hash of a group's stored curvature, the same once another library has verified it."""
+        return spectrum_hash(self.spectrum(group))
 
     @cached_property
     def _spectra(self) -> dict[str, Curvature]:

@@ -1,7 +1,7 @@
 """Which kernels an analysis runs on: those that have second derivatives, full precision, and the same bits every time."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +37,9 @@ def reproducible_kernels() -> Iterator[None]:
     try:
         for module, name, value in flags:
             setattr(module, name, value)
-        with _differentiable(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with ExitStack() as modes:
+            for mode in _modes_off():
+                modes.enter_context(mode)
             yield
     finally:
         for (module, name, _), value in zip(flags, before):
@@ -68,9 +70,15 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 REWRITTEN = {F.mse_loss: _squared_error, torch._weight_norm: _weight_norm}
 
 
-def _differentiable() -> AbstractContextManager:
-    """Leave inference mode, in which every gradient is zero; outside it no_grad stays what it is."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+def _modes_off() -> Iterator[AbstractContextManager]:
+    """Leave inference mode, in which every gradient is zero, and autocast; where neither is on, nothing is entered.
+
+    Outside inference mode no_grad stays what it is. An autocast that is switched off would keep the casts of weights of one that
+    is entered inside it, on purpose, after the weights have moved.
+    """
+    if torch.is_inference_mode_enabled():
+        yield torch.inference_mode(False)
+    yield from (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
 
 
 def _full_precision() -> list[tuple[Any, str, Any]]:
