@@ -26,11 +26,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
         if any(None in row or not row["epoch"].isdecimal() for row in rows):
             raise ValueError("a row has no epoch, or more cells than there are columns")
+        if text and not text.endswith("\n") or any(None in row.values() for row in rows):
+            raise ValueError("a row is cut off")
     except (ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise RecordError(f"{path} is damaged: {error!r}") from error
+        raise RecordError(f"{path} is damaged: {error!r}; put back a copy, or train the run again into another folder") from error
     return [{key: cell for key, cell in row.items() if cell} for row in rows]
 
 

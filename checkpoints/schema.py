@@ -20,7 +20,7 @@ from checkpoints.encode import SCHEMA_VERSION, put_record
 from checkpoints.errors import RecordError
 from checkpoints.fields import JsonText, told
 from checkpoints.records import RECORDS
-from checkpoints.seal import SEAL_BYTES, check_seal, seal
+from checkpoints.seal import SEAL_BYTES, check_seal, seal, way_out
 
 __all__ = ["SCHEMA_VERSION", "RecordError", "content_hash", "read_record", "write_record"]
 # What h5py and json raise where the bytes of a file make no sense.
@@ -55,7 +55,7 @@ def read_record(path: Path | str, cls: type | None = None) -> Any:
     except _DAMAGE as error:
         raise RecordError(f"{path} is damaged: {error}") from error
     if not is_sealed and expected not in (None, content_hash(record)):
-        raise RecordError(f"{path} is damaged: its content does not match its hash; delete it and compute it again")
+        raise RecordError(f"{path} is damaged: its content does not match its hash; {way_out(path)}")
     return record
 
 

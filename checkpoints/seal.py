@@ -21,6 +21,15 @@ def seal(content: memoryview) -> None:
     content[:SEAL_BYTES] = line.ljust(SEAL_BYTES, b"\0")
 
 
+def way_out(path: Path) -> str:
+    """Return what to do about a damaged record: what is computed can be computed again, what was trained cannot alone."""
+    if path.parent.name == "checkpoints":
+        return "put back a copy, or train the run again into another folder: a checkpoint that is deleted does not come again"
+    if path.name == "resume.h5":
+        return "put back a copy, or delete it to start over"
+    return "delete it and compute it again"
+
+
 def check_seal(path: Path) -> bool:
     """Return whether a file is sealed. RecordError where it is absent, no HDF5 file, or not what was sealed."""
     try:
@@ -33,6 +42,5 @@ def check_seal(path: Path) -> bool:
     if not is_sealed and not start.startswith(_SIGNATURE):
         raise RecordError(f"{path} is not an HDF5 file")
     if start[len(_TITLE):].rstrip(b"\n\0") != digest and is_sealed:
-        raise RecordError(f"{path} is damaged or truncated: its content does not match its checksum; "
-                          "delete it and compute it again")
+        raise RecordError(f"{path} is damaged or truncated: its content does not match its checksum; {way_out(path)}")
     return is_sealed

@@ -23,7 +23,7 @@ from landscape.optimizers.gkp_gsa import VARIANTS
 from landscape.precision import PRECISIONS
 from landscape.recipes import RECIPES
 from landscape.schedules import SCHEDULER_AT, SCHEDULES
-from landscape.settings import read_setting, setting
+from landscape.settings import LARGEST_SEED, read_setting, setting
 
 SELECTIONS = ("last", "test_best")
 DTYPES = ("float32", "float64")
@@ -32,6 +32,7 @@ DEFAULT_ARCHS = {"digits": "digitnet", "synthetic": "mlp", "imagenet-lt": "torch
 OTHER_ARCH = "resnet32"
 DEFAULT_ETA = 20.0
 LARGE = 32      # pixels
+LARGEST_DATA_SEED = 2**32 - 1    # that NumPy's legacy generator takes
 WHERE = ("device", "threads", "workers")                # a run is computed
 LABELS = ("recipe", "selection", "flip_average")        # what its settings are called, which of its epochs is reported
 NOT_IDENTITY = (*WHERE, *LABELS)                        # none of these makes it another run
@@ -55,7 +56,7 @@ class TrainConfig:
     )
     profile: str = setting("exp", "how class sizes fall", choices=PROFILES)
     subset: str = setting("first", "which images of a class are kept: its first ones, or seeded ones", choices=SUBSETS)
-    data_seed: int = setting(0, "seed of subset=seeded", kind=int, low=0)
+    data_seed: int = setting(0, "seed of subset=seeded", kind=int, low=0, high=LARGEST_DATA_SEED)
     normalization: str | None = setting(
         None, "whose mean and std: cifar10, cifar100, imagenet or inaturalist18; default: the data set's own"
     )
@@ -136,7 +137,7 @@ class TrainConfig:
     )
     decay: float = setting(0.1, "factor at each milestone", kind=float, low=0)
     augment: bool = setting(True, "augment training images as the data set says", kind=bool)
-    seed: int = setting(0, "seed of initial weights, order of images and augmentation", kind=int, low=0)
+    seed: int = setting(0, "seed of initial weights, order of images and augmentation", kind=int, low=0, high=LARGEST_SEED)
     checkpoint_epochs: str | tuple[int, ...] = setting(
         "last",
         "checkpoints to keep: last, every:K (0, K, 2K, ...) or a list such as 0,10,60; the last epoch is always kept",

@@ -8,6 +8,8 @@ from typing import Any
 
 from landscape.errors import InputError
 
+LARGEST_SEED = 2**63 - 1    # that torch takes
+
 
 def setting(default: Any, text: str, *, kind: type = str, choices: tuple[str, ...] = (), low: float | None = None,
             high: float | None = None, open_end: bool = False) -> Any:
@@ -21,6 +23,12 @@ def read_setting(declared: Field, value: Any) -> Any:
     return READERS[declared.metadata["kind"]](declared.name, value, declared.metadata)
 
 
+def check_seed(value: Any) -> None:
+    """Refuse a seed that torch does not take."""
+    if isinstance(value, int) and value > LARGEST_SEED:
+        raise InputError(f"seed={value} is out of range: expected an integer, 0 <= seed <= {LARGEST_SEED}")
+
+
 def _read_text(name: str, value: Any, limits: Mapping[str, Any]) -> str:
     if not isinstance(value, str) or (limits["choices"] and value not in limits["choices"]):
         expected = f"one of {', '.join(limits['choices'])}" if limits["choices"] else "a text"
@@ -30,7 +38,7 @@ def _read_text(name: str, value: Any, limits: Mapping[str, Any]) -> str:
 
 def _read_number(name: str, value: Any, limits: Mapping[str, Any]) -> int | float:
     whole, low, high = limits["kind"] is int, limits["low"], limits["high"]
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and (whole or isfinite(value))
     if not fits or (low is not None and value < low) or (high is not None and _beyond(value, high, limits["open_end"])):
         raise InputError(
             f"{name}={value!r} is out of range: expected {'an integer' if whole else 'a number'}{_range(name, limits)}"

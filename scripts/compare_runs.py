@@ -12,7 +12,7 @@ from typing import Any
 
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from scripts.draw_figures import groups_with_spectra, open_runs
+from scripts.draw_figures import check_asked, groups_with_spectra, open_runs
 from scripts.options import add_common_arguments, emit_json, say
 from scripts.verdict_options import add_tolerance_arguments
 
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out and (args.out / "__init__.py").exists():
         raise RecordError(f"out={args.out} is a folder of Python sources: choose another with --out DIR")
     runs = side_by_side(open_runs(args.runs))
+    check_asked(runs.everyone, groups=args.group or (), epoch=args.epoch)
     groups = tuple(args.group or groups_with_spectra(runs, args.epoch))
     tables, notes = _tables(args, runs, groups)
     for line in _lines(runs, tables, notes):

@@ -6,11 +6,12 @@
 import argparse
 import re
 import shlex
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
+from landscape.settings import check_seed
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell
 from scripts.spectrum_words import TABLE_FROM, summary, told
 from scripts.verdict_options import stated_weight_decay
@@ -113,6 +114,7 @@ def _asked(args: argparse.Namespace):
     from analysis.settings import Making, SpectrumSettings
     check_groups(args.group)
     check_device(args.device)
+    check_seed(args.seed)
     settings = SpectrumSettings(**{f.name: getattr(args, f.name) for f in fields(SpectrumSettings)})
     return settings, Making(args.engine, args.microbatch, args.memory)
 
@@ -146,6 +148,7 @@ def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
         if args.dry_run:
             shown.append({"run": str(store.path), **_forecast(args, subject, epochs, groups, settings, making).document})
         else:
+            _tell_clashes(args, subject, epochs, groups, settings)
             if heard:
                 _foretell(args, subject, epochs, groups, settings, making)
             rows, other = _compute(args, subject, epochs, groups, settings, making)
@@ -194,6 +197,25 @@ def _foretell(args: argparse.Namespace, subject, epochs: list[int], groups: list
         tell(args, "going on with an interrupted spectrum: no forecast; preparing its products as they were made")
     else:
         _forecast(args, subject, epochs, groups, settings, making)
+
+
+def _tell_clashes(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings) -> None:
+    """Name, before anything is computed, the stored spectra of other settings, which will be left as they are."""
+    from analysis.settings import SpectrumSettings, stored_group
+    from analysis.stored import OtherRecord, inputs_of, known
+    found = []
+    for epoch, group in ((epoch, group) for epoch in epochs for group in groups):
+        keys = {"epoch": epoch, "group": stored_group(group, settings)}
+        if args.overwrite or not subject.store.has("curvature", **keys):
+            continue
+        subject.load(epoch)
+        inputs = inputs_of(subject, settings, group=group)
+        try:
+            known(subject.store, "curvature", inputs, defaults=asdict(SpectrumSettings()), **keys)
+        except OtherRecord as other:
+            found.append(other.found)
+    if found:
+        tell(args, f"left as they are, of other settings: {'; '.join(found)}: --overwrite replaces them; the others are computed")
 
 
 def _missing(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings) -> list[tuple[int, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from landscape.settings import check_seed
 from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell, tell_reading
 
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the surfaces that are not stored yet and say what they are."""
     from analysis.settings import SurfaceSettings
+    check_seed(args.seed)
     settings = SurfaceSettings(**{f.name: getattr(args, f.name) for f in fields(SurfaceSettings)})
     check_device(args.device)
     from landscape.distributed import init_from_environment, is_main

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from checkpoints.chosen_epoch import PLAIN
 from checkpoints.comparison import Comparison, Member, compare
 from checkpoints.errors import RecordError
 from checkpoints.run_file import FILE_NAME
 from checkpoints.store import RunStore
-from scripts.options import Progress, add_common_arguments, emit_json, say
+from scripts.options import Progress, add_common_arguments, emit_json, nearest, say
 
 NAME = "figures"
 HALVES = ("head", "tail")
+CLASSES = "classes"      # a word for every class
 MOST_GROUPS = 12    # drawn without being asked for
 HELP = "draw spectra, surfaces, accuracy curves and tables from stored records"
 
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if (folder / "__init__.py").exists():
         raise RecordError(f"out={folder} is a folder of Python sources: choose another with --out DIR")
     members = open_runs(args.runs)
+    check_groups_known(members, args.group or ())
     written, refused = draw_all(names, members, folder, args)
     if not written and args.name != "all":
         raise RecordError(refused[args.name])
@@ -142,6 +145,48 @@ def groups_with_spectra(runs: Comparison, epoch: int | None = None) -> tuple[str
     if len(found) > MOST_GROUPS and not halves:
         raise RecordError(f"{len(found)} groups have spectra ({', '.join(list(found)[:3])} ...): choose some with --group")
     return tuple(halves or found or HALVES)
+
+
+def check_asked(members: Sequence[Member], *, groups: Sequence[str] = (), epoch: int | None = None,
+                surface: str | None = None) -> None:
+    """Refuse a group, an epoch or a surface that no run has a spectrum or surface of, naming those that there are."""
+    spectra = [at_group for member in members for at_group in member.curvatures]
+    if found := [group for _, group in spectra]:
+        _refuse_unknown("group", [group for group in groups if group != CLASSES], found)
+    else:
+        check_groups_known(members, groups)
+    if epoch is not None:
+        _refuse_unknown("epoch", [epoch], [at for at, _ in spectra] + [s.epoch for m in members for s in m.surfaces.values()])
+    if surface is not None:
+        _refuse_unknown("surface", [surface], [name for member in members for name in member.surfaces])
+
+
+def check_groups_known(members: Sequence[Member], groups: Sequence[str]) -> None:
+    """Refuse a group of which no run has an accuracy, a spectrum, a surface or a measurement, naming those that there are.
+
+    Where there is nothing of any group, what is drawn says how to make it. Surfaces are read last: they are large.
+    """
+    sources = (lambda m: [name.removeprefix(PLAIN) for name in m.metrics.columns if name.startswith(PLAIN)],
+               lambda m: [group for _, group in m.curvatures],
+               lambda m: [group for record in m.measurements.values() for group in record.labels.get("group", ())],
+               lambda m: [group for surface in m.surfaces.values() for group in surface.groups])
+    left, known = [group for group in groups if group != CLASSES], []
+    for source in sources:
+        if not left:
+            return
+        found = [group for member in members for group in source(member)]
+        left, known = [group for group in left if group not in found], known + found
+    if known:
+        _refuse_unknown("group", left, known)
+
+
+def _refuse_unknown(what: str, asked: Sequence[Any], known: Sequence[Any]) -> None:
+    names = list(dict.fromkeys(known)) if what == "group" else sorted(set(known))
+    for name in asked:
+        if name not in names:
+            more = f" and {len(names) - MOST_GROUPS} more" if len(names) > MOST_GROUPS else ""
+            raise RecordError(f"{what}={name}: no stored record has it{nearest(str(name), map(str, names))}; there are: "
+                              f"{', '.join(map(str, names[:MOST_GROUPS])) or 'none'}{more}")
 
 
 def _named(words: list[str], runs: Comparison) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch", type=int, help="write records of this epoch alone (default: every epoch)")
     parser.add_argument("--height", metavar="GROUP", help="of vtu and vtp: lift the plane by this group's loss in nats (default: "
                         "flat; every group's loss and accuracy lie at its points in either case)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: export/ in each run folder); "
-                        "several runs get a folder each in it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: export/ in each run folder; "
+                        "format run needs one outside them); several runs get a folder each in it")
     add_common_arguments(parser)
 
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if WHOLE in args.format and len(args.format) > 1:
         raise RecordError(f"format={' '.join(args.format)}: {WHOLE} makes run folders, where other files have no place; ask for "
                           "it alone")
+    if WHOLE in args.format:
+        _check_outside(args, stores)
     places = _places(args, stores)
     written = {store.path: _export(args, store, places[store.path]) for store in stores}
     missing = [name for name in args.format if not any(name in files for files in written.values())]
@@ -77,10 +79,21 @@ def _records(args: argparse.Namespace, store: RunStore) -> Iterator[Any]:
             yield record
 
 
+def _check_outside(args: argparse.Namespace, stores: list[RunStore]) -> None:
+    """Refuse to put a run into a run, where the next command would find it as another."""
+    if args.out is None:
+        raise RecordError(f"out is missing: {WHOLE} makes run folders, which belong outside {stores[0].path}: give --out DIR")
+    out = args.out.resolve()
+    for folder in (path.resolve() for path in (*(store.path for store in stores), *args.runs)):
+        if out.is_relative_to(folder):
+            raise RecordError(f"out={args.out} lies in {folder}, where other commands would find the run twice: choose a folder "
+                              "outside it with --out DIR")
+
+
 def _places(args: argparse.Namespace, stores: list[RunStore]) -> dict[Path, Path]:
     """Return the folder of each run's files; two runs of one name would share theirs and are refused."""
     if args.out is None:
-        return {store.path: store.path / "export" / (store.path.name if WHOLE in args.format else "") for store in stores}
+        return {store.path: store.path / "export" for store in stores}
     if (args.out / "__init__.py").exists():
         raise RecordError(f"out={args.out} is a folder of Python sources: choose another with --out DIR")
     names = [store.path.resolve().name for store in stores]

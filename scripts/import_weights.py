@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_usage(args: argparse.Namespace) -> None:
     if args.epoch is not None and len(args.epoch) != len(args.weights):
         raise InputError(f"--epoch names {len(args.epoch)} epochs for {len(args.weights)} files: expected one a file")
+    if again := [epoch for epoch in args.epoch or () if args.epoch.count(epoch) > 1]:
+        raise InputError(f"--epoch names {again[0]} for {len(again)} files, the same: expected another epoch for each file")
     for path in args.weights:   # before data are loaded for minutes
         if not path.is_file():
             raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: expected a file of weights")

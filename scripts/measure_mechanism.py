@@ -10,6 +10,7 @@ from typing import Any
 
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
+from landscape.settings import check_seed
 from scripts.compute_spectrum import (add_epoch_argument, add_place_arguments, check_device, check_groups, chosen_epochs,
                                       named_groups)
 from scripts.options import Progress, add_common_arguments, emit_json, nearest, say, tell
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     names, runs = split_words([args.name, *args.more])
     check_groups(args.group)
     check_device(args.device)
+    check_seed(args.seed)
     chosen = {f.name: getattr(args, f.name) for f in fields(MeasureSettings) if f.name in TEXTS}
     settings = MeasureSettings(groups=tuple(args.group), **chosen)
     from checkpoints.store import RunStore

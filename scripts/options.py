@@ -26,12 +26,19 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self._swallows = False      # whether the command line holds an option that takes several words
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """Parse the command line; options read from its `--config` file come first, so the command line wins."""
+        """Parse the command line; options read from its `--config` file come first, so the command line wins.
+
+        `typed` holds the names of the options on the command line itself.
+        """
         tokens = [self.spelled(token) for token in (sys.argv[1:] if args is None else args)]
         self._check_known(tokens)
-        return super().parse_args(with_config_file(self, tokens), namespace)
+        self._swallows = any(self._takes_several(token) for token in tokens)
+        parsed = super().parse_args(with_config_file(self, tokens), namespace)
+        parsed.typed = self._typed(tokens)
+        return parsed
 
     def spelled(self, token: str) -> str:
         """Return the token with its option name as it was declared: `--imb-factor=3` becomes `--imb_factor=3`."""
@@ -41,7 +48,19 @@ class Parser(argparse.ArgumentParser):
         return declared.get(name.replace("-", "_"), name) + equals + value
 
     def error(self, message: str) -> NoReturn:
+        missing = message.partition("arguments are required: ")[2]
+        if missing and not missing.startswith("-") and self._swallows:
+            message += f": put {missing} before the options, which take every word that follows"
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def _typed(self, tokens: list[str]) -> frozenset[str]:
+        actions = (self._option_string_actions.get(token.partition("=")[0]) for token in tokens)
+        return frozenset(action.dest for action in actions if action)
+
+    def _takes_several(self, token: str) -> bool:
+        """Tell whether a word is an option that takes all words up to the next option."""
+        action = self._option_string_actions.get(token.partition("=")[0])
+        return action is not None and action.nargs in ("+", "*")
 
     def _check_known(self, tokens: list[str]) -> None:
         # argparse would take the value of an unknown option for a positional and complain about something else.

@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="digits, family, or the TOML file of a study (--print_config writes one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study; default: runs/NAME")
     parser.add_argument("--print_config", action="store_true", help="print the study as TOML, to start one of your own, and stop")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: the study's, else one for each core")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes, or 0: one for each core, one on a GPU; default: "
+                        "the study's")
     parser.add_argument("--data_dir", type=Path, metavar="DIR",
                         help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
     add_common_arguments(parser, dry_run=True)
@@ -112,11 +113,11 @@ def _compute(args: argparse.Namespace, study, runs, folder: Path, images: int) -
 
 def _workers(args: argparse.Namespace, study) -> int:
     from landscape.errors import InputError
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"workers={args.workers} is out of range: expected at least 1")
+    if args.workers is not None and args.workers < 0:
+        raise InputError(f"workers={args.workers} is out of range: expected processes, or 0 for one for each core")
     import torch
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return args.workers or study.workers or (1 if torch.cuda.is_available() else cores)
+    return (study.workers if args.workers is None else args.workers) or (1 if torch.cuda.is_available() else cores)
 
 
 def _draw(args: argparse.Namespace, study, runs, folder: Path) -> list[Path]:

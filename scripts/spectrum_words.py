@@ -8,6 +8,7 @@ from checkpoints.records import Curvature, Estimate
 
 TABLE_FROM = 7      # spectra; fewer are printed at length
 STOPPING = 1e-3     # relative change of an eigenvalue at which PyHessian's power iteration stops
+EARLY = 0.01        # how far below, relatively, that leaves it: the change of an iterate bounds no error
 WITHIN = {"top_eigenvalue": "by our residual and its stopping rule of 1e-3",
           "trace": "by our interval and two of its standard errors"}
 
@@ -34,27 +35,47 @@ def summary(record: Curvature, weight_decay: float | None = None) -> dict:
         "negative_mass": _estimate(record.negative_mass) | {"threshold": record.threshold},
         "extreme_ratio": _estimate(record.extreme_ratio), "group_curvature": _estimate(record.group_curvature),
         "group_trace": _estimate(record.group_trace), "second_opinion": record.second_opinion,
-        "agreement": agreement(record), "verdict": verdict.document,
+        "agreement": agreement(record), "stopped_early": stopped_early(record), "verdict": verdict.document,
         "num_matvecs": record.provenance.get("num_matvecs"), "seconds": record.provenance.get("seconds")}
 
 
 def agreement(record: Curvature) -> dict[str, bool]:
-    """Tell whether the second opinion agrees: the eigenvalue within our residual and its own stopping rule, 1e-3, the trace
-    within our interval and twice its own standard error. Neither is told where it is not a number. A residual of inexact
-    products bounds nothing, and is not counted.
+    """Tell whether the second opinion agrees: the eigenvalue within our residual and its own stopping rule, 1e-3, or below by
+    what an early stop leaves; the trace within our interval and twice its own standard error. Neither is told where it is
+    not a number.
     """
     theirs, found = record.second_opinion, {}
     if "pyhessian_top_eigenvalue" in theirs and record.eigenpairs.values.size:
-        top, place = theirs["pyhessian_top_eigenvalue"], int(abs(record.eigenpairs.values).argmax())
-        gap = abs(top - float(record.eigenpairs.values[place]))
-        residual = 0.0 if inexact(record) else float(record.eigenpairs.residuals[place])
-        found["top_eigenvalue"] = gap <= residual + STOPPING * abs(top)
+        below, tolerance, _ = _shortfall(record)
+        found["top_eigenvalue"] = abs(below) <= tolerance or stopped_early(record)
     if "pyhessian_trace" in theirs:
         trace, ours = theirs["pyhessian_trace"], record.trace
         slack = 2 * theirs.get("pyhessian_trace_error", 0.0)
         if isfinite(ours.low + ours.high + slack):
             found["trace"] = ours.low - slack <= trace <= ours.high + slack
     return found
+
+
+def stopped_early(record: Curvature) -> bool:
+    """Tell whether PyHessian's top eigenvalue is below ours by more than its stopping rule, and by no more than an early stop
+    explains: a power iteration comes from below, and slowly where eigenvalues lie close.
+    """
+    if "pyhessian_top_eigenvalue" not in record.second_opinion or not record.eigenpairs.values.size:
+        return False
+    below, tolerance, ours = _shortfall(record)
+    return tolerance < below <= tolerance + EARLY * ours
+
+
+def _shortfall(record: Curvature) -> tuple[float, float, float]:
+    """Return by how much |PyHessian's top eigenvalue| is below ours, what is within tolerance, and ours, as magnitudes.
+
+    A residual of inexact products bounds nothing, and is not counted.
+    """
+    top, pairs = record.second_opinion["pyhessian_top_eigenvalue"], record.eigenpairs
+    place = int(abs(pairs.values).argmax())
+    ours, sign = abs(float(pairs.values[place])), 1 if pairs.values[place] >= 0 else -1
+    residual = 0.0 if inexact(record) else float(pairs.residuals[place])
+    return ours - sign * top, residual + STOPPING * abs(top), ours
 
 
 def _pair(pairs, index: int) -> dict:
@@ -99,8 +120,13 @@ def _lines(row: dict) -> list[str]:
                      f"[{curvature['low']:.4g}, {curvature['high']:.4g}], by images not used; trace [{trace['low']:.4g}, "
                      f"{trace['high']:.4g}] ({curvature['kind']}, {curvature['level']:.0%})")
     lines += [f"  {name:14} {value:.6g}" for name, value in row["second_opinion"].items()]
-    return lines + [f"  pyhessian {'agrees' if same else 'DISAGREES'} on the {name.replace('_', ' ')}, {WITHIN[name]}"
-                    for name, same in row["agreement"].items()]
+    return lines + [f"  pyhessian {_opinion(row, name)}" for name in row["agreement"]]
+
+
+def _opinion(row: dict, name: str) -> str:
+    if name == "top_eigenvalue" and row["stopped_early"]:
+        return "stopped early on the top eigenvalue, below ours: consistent"
+    return f"{'agrees' if row['agreement'][name] else 'DISAGREES'} on the {name.replace('_', ' ')}, {WITHIN[name]}"
 
 
 def _verdict(row: dict) -> str:

@@ -28,6 +28,7 @@ from figures.catalogue import CATALOGUE
 from landscape.configuration import TrainConfig
 from landscape.errors import InputError
 from landscape.recipes import filled
+from landscape.settings import check_seed
 from scripts.study_presets import PRESETS
 
 PLACE = ("name", "epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
@@ -154,6 +155,8 @@ class Study:
             raise InputError(f"seeds={self.seeds!r} is out of range: expected a list of integers >= 0, one a run")
         if not isinstance(self.workers, int) or self.workers < 0:
             raise InputError(f"workers={self.workers} is out of range: expected processes, or 0 for one each core")
+        for document in (self.spectrum, *self.surfaces, self.measures):
+            check_seed(document.get("seed"))
         for run in self.runs():
             _check_surfaces(run)
             _check_measures(run)

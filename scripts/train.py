@@ -17,7 +17,9 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 import torch
 
 from checkpoints.chosen_epoch import choose, every_choice
+from checkpoints.errors import RecordError
 from checkpoints.provenance import provenance
+from checkpoints.recorder import METRICS
 from checkpoints.store import RunStore
 from landscape.optimizers.building import build_optimizer
 from landscape.configuration import TrainConfig
@@ -34,7 +36,7 @@ from scripts.forecast import of_training
 from scripts.log_scalars import writer_class
 from scripts.options import add_common_arguments, emit_json, say, tell_reading
 from scripts.run_folder import open_run, slug
-from scripts.train_settings import add_settings, given_settings
+from scripts.train_settings import add_settings, check_read, given_settings
 from scripts.train_log import GROUPS
 from scripts.train_stored import Stop, tell_stop, train_beside, train_stored
 
@@ -133,7 +135,9 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         say(args, f"note: {note}")
     if args.gpu is not None:
         given["device"] = _gpu(args)
-    return TrainConfig.from_dict(stored | given)
+    config = TrainConfig.from_dict(stored | given)
+    check_read(args.typed, config.opt)
+    return config
 
 
 def _stored(args: argparse.Namespace) -> dict[str, Any]:
@@ -173,9 +177,19 @@ def _stopped(args: argparse.Namespace, store: RunStore, stop: Stop) -> int:
     return stop.status
 
 
+def _whole_metrics(store: RunStore):
+    """Return the metrics of a run; refuse those that end before its last checkpoint, or without an evaluation."""
+    table = store.metrics()
+    last = int(table["epoch"].max()) if len(table) else 0
+    if last < max(store.epochs, default=0) or choose(table, "last", False) is None:
+        raise RecordError(f"{store.path / METRICS} ends at epoch {last}, without the last test accuracy: it was cut off; "
+                          "put back a copy, or train the run again into another folder")
+    return table
+
+
 def _report(args: argparse.Namespace, config: TrainConfig, store: RunStore) -> int:
     """Print the result's accuracies and, beside them, those of the other choices of epoch and of flips."""
-    table = store.metrics()
+    table = _whole_metrics(store)
     result, choices = choose(table, config.selection, config.flip_average), every_choice(table)
     groups = [group for group in GROUPS if group in result.accuracy]
     lines = {f"{'*' if choice == result else ' '} {choice.words}": choice.accuracy for choice in choices}

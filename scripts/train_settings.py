@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from landscape.optimizers.building import FLAGS, opt_options, options_of_the_rule, settings_read
 from landscape.configuration import TrainConfig
 from landscape.data import LongTailData
+from landscape.errors import InputError
 from landscape.family import FAMILY
 from landscape.losses import LOSSES, loss_options
 from landscape.recipes import departures, filled, recipe_named
@@ -38,6 +39,16 @@ def given_settings(args: argparse.Namespace, stored: Mapping[str, Any] = Mapping
         if name in given:
             given[name] = dict(given[name])
     return given if stored else filled(given)
+
+
+def check_read(typed: Iterable[str], opt: str) -> None:
+    """Refuse a setting of the command line that the optimizer does not read: whoever gives it expects it to matter."""
+    read = settings_read(opt)
+    for name in sorted(typed):
+        if name in OF_SOME and name not in read:
+            options = ", ".join(f"--{other}" for other in read if other in OF_SOME)
+            raise InputError(f"--{name} is not read by opt={opt}: of such settings it reads {options or 'none'}; "
+                             f"leave --{name} out, or choose another --opt")
 
 
 def telling_settings(config: TrainConfig, data: LongTailData) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from checkpoints.atomic import make_folder, write_text
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
-from scripts.draw_figures import compare_folders, groups_with_spectra
+from scripts.draw_figures import check_asked, compare_folders, groups_with_spectra
 from scripts.options import Progress, add_common_arguments, emit_json, say
 
 NAME = "report"
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     path, runs = args.out or _default_place(args.runs), compare_folders(args.runs)
     if path.suffix not in (".html", ".htm") or path.is_dir():
         raise RecordError(f"out={path} is no place for a page: expected a file name ending in .html")
+    check_asked(runs.everyone, groups=args.group or (), epoch=args.epoch, surface=args.surface)
     title = {} if args.title is None else {"title": args.title}
     with Progress(None, "report", quiet=args.quiet or args.json, unit="part") as progress:
         page = page_of(runs, _options(args, runs), still=args.static, figures=_more(args.figures), command=_command(args, path),

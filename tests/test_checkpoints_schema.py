@@ -378,6 +378,17 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path):
             read_record(path)
 
 
+@pytest.mark.parametrize("name, told", [
+    ("spectra/r.h5", "delete it and compute it again"), ("resume.h5", "put back a copy, or delete it to start over"),
+    ("checkpoints/epoch-0001.h5", "put back a copy, or train the run again into another folder: a checkpoint that is deleted")])
+def test_a_damaged_record_says_what_brings_it_back(tmp_path, name, told):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path = write_record(tmp_path / name, estimate())
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RecordError, match=told):
+        read_record(path)
+
+
 def test_a_single_flipped_bit_is_noticed_wherever_it_is(tmp_path):
     path = write_record(tmp_path / "r.h5", estimate())
     whole = path.read_bytes()

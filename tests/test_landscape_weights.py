@@ -113,6 +113,8 @@ def broken(tmp_path, monkeypatch):
     (tmp_path / "cut.pth").write_bytes(whole[:-4])
     torch.save(tensors(), "whole.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:700])
+    torch.save({"w": torch.ones(3000)}, "whole.pth")
+    (tmp_path / "short.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:6765])      # torch gives an OSError, EINVAL
     with zipfile.ZipFile("zip.pth", "w") as archive:
         archive.writestr("a.txt", "b")
     (tmp_path / "folder.pth").mkdir()
@@ -143,6 +145,7 @@ def broken(tmp_path, monkeypatch):
     ("empty", "it is no file that torch.save wrote"),
     ("cut", "it is no file that torch.save wrote"),
     ("half", "it is no file that torch.save wrote"),
+    ("short", "it is no file that torch.save wrote, or a damaged one"),
     ("zip", "it is no file that torch.save wrote"),
     ("list", "holds list and no weights: expected a dictionary of tensors, or one under state_dict, "),
     ("elsewhere", r"holds no weights under state_dict, .*its dictionaries are other \(entry=NAME chooses one\)"),

@@ -92,6 +92,8 @@ def test_what_a_run_does_not_hold_is_named_and_the_rest_is_shown(runs, tmp_path,
 
 @pytest.mark.parametrize("words, message", [
     (["{run}", "--level", "2"], "level=2.0 is out of range"), (["{run}", "--eps_g", "-1"], "eps_g=-1.0 is out of range"),
+    (["{run}", "--group", "hed"], "group=hed: no stored record has it (did you mean head?)"),
+    (["{run}", "--epoch", "3"], "epoch=3: no stored record has it; there are: 0, 60"),
     (["nowhere"], "nowhere: no run folder"), (["{run}", "--out", "figures"], "out=figures is a folder of Python sources")])
 def test_mistakes_are_one_line(runs, capsys, words, message, monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[1])

@@ -110,8 +110,17 @@ def test_a_record_that_was_stale_stays_so_and_no_run_is_written_over_itself(tmp_
     small = RunStore.open(tmp_path / "small")
     assert staleness(small, next(small.records("curvature"))) == NO_CHECKPOINT
     assert export(store.path, "--format", "run", "--out", store.path) == 2
-    assert "holds a run with its weights" in capsys.readouterr().err
+    assert "where other commands would find the run twice" in capsys.readouterr().err
     assert len(next(store.records("curvature")).eigenpairs.vectors)
+
+
+def test_a_run_in_small_goes_outside_the_run_and_the_study(tmp_path, capsys):
+    run = fake_store(tmp_path / "study" / "run", "sgd").path
+    before = sorted(tmp_path.rglob("*"))
+    for words in ([], ["--out", run / "export"], ["--out", tmp_path / "study" / "small"]):
+        assert export(tmp_path / "study", "--format", "run", *words) == 2
+        assert "with --out DIR" in capsys.readouterr().err.replace("give", "with") and sorted(tmp_path.rglob("*")) == before
+    assert export(tmp_path / "study", "--format", "run", "--out", tmp_path / "small", "--quiet") == 0
 
 
 def test_a_small_run_is_neither_written_over_itself_nor_mixed_with_another(tmp_path, capsys):

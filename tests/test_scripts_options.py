@@ -68,6 +68,11 @@ def test_every_misuse_is_one_line(parser, capsys, words, message):
     assert message in complaint(parser, words, capsys)
 
 
+def test_a_positional_behind_an_option_of_several_values_is_said_to_go_before_it(parser, capsys):
+    assert "required: run: put run before the options" in complaint(parser, ["--groups", "tail", "r"], capsys)
+    assert "put run" not in complaint(parser, ["--opt", "sam"], capsys)
+
+
 def test_words_behind_a_double_dash_are_no_options(parser):
     assert parser.parse_args(["--", "--imb-facto"]).run == "--imb-facto"
 

@@ -202,6 +202,16 @@ def test_records_of_other_settings_stop_none_of_the_others(run, tmp_path, capsys
     assert all(path.read_bytes() == content for path, content in before.items()) and len(list(run.glob("spectra/*"))) == 3
 
 
+def test_records_of_other_settings_are_named_before_anything_is_computed(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    assert landscape("spectrum", run, "--group", "class:1", *QUICK, "--quiet") == 0
+    assert landscape("spectrum", run, "--group", "class:1", "--epoch", "all", *QUICK, "--seed", "3") == 2
+    err = capsys.readouterr().err
+    named = err.index("left as they are, of other settings: ")
+    assert "another spectrum of class:1 at epoch 2: seed=0 there, 3 here" in err[named:].splitlines()[0]
+    assert named < err.index("tracing and checking products")
+
+
 def test_an_interrupted_spectrum_goes_on_without_a_forecast_and_says_where(run, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
     words, matmat, made = ["spectrum", run, "--group", "tail", *QUICK], HessianOperator.matmat, []
@@ -232,7 +242,7 @@ def test_help_names_the_engines_as_the_error_does(capsys):
     assert ", ".join(ENGINES) in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("words", [["--engine", "fast"], ["--group", "tial"], ["--device", "gpu"]])
+@pytest.mark.parametrize("words", [["--engine", "fast"], ["--group", "tial"], ["--device", "gpu"], ["--seed", str(2**63)]])
 def test_a_misspelt_word_is_found_before_the_run_is_looked_at(tmp_path, capsys, words):
     assert landscape("spectrum", tmp_path / "nowhere", *words) == 2
     assert words[1] in capsys.readouterr().err
@@ -245,6 +255,18 @@ def test_a_second_opinion_is_judged_by_residuals_and_intervals(top, trace, same)
     opinion = {"pyhessian_top_eigenvalue": record.eigenpairs.values[place] + top * far,
                "pyhessian_trace": record.trace.high + 0.5 + trace * 2.0, "pyhessian_trace_error": 1.0}
     assert tuple(agreement(replace(record, second_opinion=opinion)).values()) == same
+
+
+@pytest.mark.parametrize("share, same, words", [
+    (0.9969, True, "stopped early on the top eigenvalue, below ours: consistent"), (1.0, True, "agrees on the top eigenvalue"),
+    (1.004, False, "DISAGREES on the top eigenvalue"), (0.95, False, "DISAGREES on the top eigenvalue")])
+def test_a_power_iteration_that_stopped_early_is_consistent_from_below_alone(share, same, words):
+    record, pairs = curvature(), curvature().eigenpairs
+    record = replace(record, eigenpairs=replace(pairs, residuals=pairs.residuals * 1e-9))
+    top = float(pairs.values[abs(pairs.values).argmax()])
+    record = replace(record, second_opinion={"pyhessian_top_eigenvalue": top * share})
+    assert agreement(record) == {"top_eigenvalue": same}
+    assert f"  pyhessian {words}" in told([summary(record) | {"stored_before": False, "run": "RUN"}])
 
 
 def test_the_words_tell_rounding_beyond_the_tolerance_and_what_images_outside_a_subset_show():

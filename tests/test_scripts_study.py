@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import tomllib
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from landscape.family import FAMILY, method
 from landscape.losses import LOSSES, loss_options
 from landscape.recipes import published
 from scripts.cli import main
+from scripts.run_study import _workers
 from scripts.study_plan import Study
 from scripts.study_presets import DIGITS
 from scripts.study_work import Part, Work, passes_of_a_step
@@ -223,6 +226,20 @@ def test_the_printed_config_is_a_study(capsys, tmp_path):
     assert Study.read(str(path)) == Study.read("digits")
 
 
+@pytest.mark.parametrize("asked, own, workers", [(None, 3, 3), (2, 3, 2), (None, 0, None), (0, 3, None)])
+def test_workers_are_those_asked_for_or_of_the_study_and_zero_is_one_for_each_core(asked, own, workers, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _workers(Namespace(workers=asked), replace(Study.read("digits"), workers=own)) == (workers or 1)
+
+
+def test_a_negative_number_of_workers_and_a_seed_too_large_are_one_line(capsys, tmp_path):
+    with pytest.raises(InputError, match="workers=-1 is out of range: expected processes, or 0"):
+        _workers(Namespace(workers=-1), Study.read("digits"))
+    with pytest.raises(InputError, match="seed=9223372036854775808 is out of range"):
+        Study.from_dict({"name": "s", "train": {"dataset": "synthetic"}, "methods": {"sgd": {"opt": "sgd"}},
+                         "spectrum": {"seed": 2**63}})
+
+
 def test_a_study_given_as_a_file_of_options_is_told_how_it_is_run(capsys, study_file):
     for words in (["study", "digits", "--config", str(study_file)], ["train", "--config", str(study_file)]):
         assert main(words) == 2
@@ -321,7 +338,7 @@ def refusal(capsys, *words):
 
 @pytest.mark.parametrize("words, word", [
     (["study", "nothing"], "neither a preset (digits, family) nor a file"),
-    (["study", "{file}", "--out", "{folder}", "--workers", "0"], "workers=0"),
+    (["study", "{file}", "--out", "{folder}", "--workers", "-1"], "workers=-1"),
     (["spectrum", "{folder}/absent"], "absent"),
     (["spectrum", "{run}", "--epoch", "7"], "no checkpoint of epoch 7: expected last, all, or some of 1, 2"),
     (["spectrum", "{run}", "--group", "rare"], "group 'rare' is unknown"),

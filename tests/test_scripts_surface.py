@@ -104,7 +104,8 @@ def test_every_epoch_has_a_surface_and_a_forecast_counts_them(run, capsys):
     (["--directions", "nonsense"], "one or two of random, eigen, pca"), (["--directions", "epoch:9"], "epoch=9"),
     (["--directions", "tail:min"], "landscape spectrum"), (["--directions", "epoch:1", "--dims", "2"], "a second direction"),
     (["--directions", "elsewhere@epoch:1"], "elsewhere"), (["--dtype", "float16"], "invalid choice: 'float16'"),
-    (["--directions", "epoch:1", "epoch:2", "epoch:0"], "expected one or two"), (["--batchnorm", "own"], "choice: 'own'")])
+    (["--directions", "epoch:1", "epoch:2", "epoch:0"], "expected one or two"),
+    (["--seed", str(2**63)], "0 <= seed <= 9223"), (["--batchnorm", "own"], "choice: 'own'")])
 def test_wrong_words_are_one_line_and_status_2(run, capsys, words, told):
     def files():
         return sorted(path for path in run.rglob("*") if path.is_file())

@@ -86,6 +86,21 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(tmp_path, capsys):
     assert first[first.index("test accuracy") :] == second[second.index("test accuracy") :]
 
 
+def test_metrics_that_were_cut_off_are_one_line_and_no_result(tmp_path, capsys):
+    assert landscape_train(*SHORT, "--out", tmp_path / "run", "--quiet") == 0
+    metrics = tmp_path / "run" / "metrics.csv"
+    whole = metrics.read_text()
+    header, first, last = whole.splitlines(keepends=True)
+    for text, told in ((whole[:-3], "a row is cut off"), (header + first + last[:9] + "\n", "a row is cut off"),
+                       (header + first, "ends at epoch 1"), (header, "ends at epoch 0")):
+        metrics.write_text(text)
+        assert landscape_train("--resume", "--out", tmp_path / "run", "--quiet") == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert told in line and "put back a copy, or train the run again into another folder" in line
+    metrics.write_text(whole)
+    assert landscape_train("--resume", "--out", tmp_path / "run", "--quiet") == 0
+
+
 def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path, capsys):
     landscape_train(*SHORT, "--out", tmp_path)
     before = fingerprint(tmp_path)
@@ -106,11 +121,13 @@ def test_resume_takes_the_stored_settings_and_refuses_others(tmp_path, capsys):
 
 
 def test_the_settings_printed_are_those_that_tell_the_run(tmp_path, capsys):
-    words = ["--dataset", "synthetic", "--epochs", "1", "--rho", "0.3", "--decay", "0.2", "--out", str(tmp_path)]
+    words = ["--dataset", "synthetic", "--epochs", "1", "--decay", "0.2", "--out", str(tmp_path / "run")]
+    (tmp_path / "o.toml").write_text("rho = 0.3\n")     # may serve other optimizers, and is told of none that does not read it
+    words += ["--config", str(tmp_path / "o.toml")]
     assert main(["train", *words]) == 0
     shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " = " in line]
     assert " ".join(shown) == "dataset imb_factor arch loss opt epochs batch_size lr weight_decay decay seed"
-    assert RunStore.open(tmp_path).config["rho"] == 0.3
+    assert RunStore.open(tmp_path / "run").config["rho"] == 0.3
 
 
 def test_settings_of_a_recipe_are_printed_where_the_run_departs_from_them():
@@ -165,8 +182,8 @@ def test_dry_run_forecasts_and_writes_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_come_from_a_file_with_the_command_line_on_top(tmp_path):
-    (tmp_path / "run.toml").write_text(
-        'dataset = "synthetic"\nepochs = 3\nopt = "ssesam"\nloss = "LDAM"\nmilestones = [1, 2]\n'
+    (tmp_path / "run.toml").write_text(     # --opt sam reads no gamma: a file of options may serve several optimizers
+        'dataset = "synthetic"\nepochs = 3\nopt = "ssesam"\ngamma = 0.5\nloss = "LDAM"\nmilestones = [1, 2]\n'
         'checkpoint_epochs = [0, 2]\naugment = false\n[loss_options]\nform = "release"\nmax_m = 0.3\n'
     )
     assert landscape_train("--config", tmp_path / "run.toml", "--opt", "sam", "--out", tmp_path / "run") == 0
@@ -184,6 +201,11 @@ MISTAKES = {
     "is no list of epochs": ["--milestones", "1,b"],
     "expected NAME=VALUE": ["--loss_options", "tau"],
     "checkpoint_epochs='every:0' is unknown": ["--checkpoint_epochs", "every:0"],
+    "seed=99999999999999999999 is out of range": ["--seed", "99999999999999999999"],
+    "--tail_rho is not read by opt=imbsam: of such settings it reads --rho, --weighting;": [
+        "--opt", "imbsam", "--tail_rho", "0.2"],
+    "--rho is not read by opt=ssesam: ": ["--opt", "ssesam", "--rho", "0.2"],
+    "--rho is not read by opt=sgd: of such settings it reads none;": ["--opt", "sgd", "--rho", "0.05"],
     "gpu=-1 is out of range": ["--gpu", "-1"],
     "dataset='mnist' is unknown": ["--dataset", "mnist"],
     "arch='resnet7' is unknown": ["--arch", "resnet7"],

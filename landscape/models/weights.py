@@ -8,6 +8,7 @@ A training script seldom stores the bare state_dict: SSE-SAM does, Saddle-LongTa
 is whose is the business of `landscape.models.matching`.
 """
 
+import errno
 import hashlib
 import re
 import warnings
@@ -78,9 +79,9 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # of pickle protocols: whatever is not read is an error here
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # the unpickler raises what the bytes drive it to: KeyError, EOFError, UnicodeDecodeError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:      # EINVAL: of a file that was cut off
+            raise
         raise InputError(
             f"{path} cannot be read: {_reason(path, error)}; expected tensors alone, as "
             "torch.save(model.state_dict(), 'weights.pth') stores them: where you trust the file, load it in the "
