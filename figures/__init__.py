@@ -15,7 +15,7 @@ _HOME = {
     "plot_against_rho": "sweep",
     "plot_escape": "history",
     "plot_lanes": "classwise",
-    "plot_line": "surface",
+    "plot_line": "lines",
     "plot_over_epochs": "saddle",
     "plot_overlaps": "history",
     "plot_ridges": "overview",

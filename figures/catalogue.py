@@ -17,8 +17,8 @@ from analysis.findings import outcomes, summary
 from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.variants import FIDELITY, LOSS, RADII
-from figures import (accuracy, classwise, cost, drawn, escape, history, latex, mechanism, methods, overview, quality, robustness,
-                     saddle, spectrum, style, surface, sweep, toy, trajectory)
+from figures import (accuracy, classwise, cost, drawn, escape, history, latex, lines, mechanism, methods, overview, quality,
+                     robustness, saddle, spectrum, style, surface, sweep, toy, trajectory)
 from figures.options import Options
 from figures.tables import Printed, figure_of
 
@@ -117,7 +117,7 @@ CATALOGUE = {
     "escape": Entry(escape.draw_escape, "loss along v_min, both ways, beside its quadratic prediction: where an escape leads",
                     "escape", "none; its own quantity", escape.escape_table, quantity="loss",
                     command=_MEASURE.format("escape")),
-    "lines": Entry(surface.draw_lines, "loss along lines, with its quadratic prediction and how far that holds", "lines",
+    "lines": Entry(lines.draw_lines, "loss along lines, with its quadratic prediction and how far that holds", "lines",
                    "Li et al. 2018", drawn.lines, item=11, quantity="loss", command=SURFACE + " --directions tail:min"),
     "surface": Entry(surface.draw_surface, "loss on a plane, as contours", "planes", "Li et al. 2018; Chen et al. 2026, Fig. 2",
                      drawn.planes, item=11, quantity="loss", command=SURFACE),

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.findings import summary
 from checkpoints.comparison import Comparison
 from figures import saddle, spectrum, surface
+from figures.lines import line_of, quadratic_prediction
 from figures.options import Options
 
 
@@ -37,9 +38,9 @@ def lines(runs: Comparison, options: Options) -> pd.DataFrame:
         for opt in runs.optimizers:
             line = runs.surface(opt, name)
             for group in runs.present(options.groups):
-                predicted = surface.quadratic_prediction(line, group)
+                predicted = quadratic_prediction(line, group)
                 parts.append(pd.DataFrame({
-                    "opt": opt, "surface": name, "group": group, "alpha": line.alpha, "loss": surface.line_of(line, group),
+                    "opt": opt, "surface": name, "group": group, "alpha": line.alpha, "loss": line_of(line, group),
                     "predicted": np.full(len(line.alpha), np.nan) if predicted is None else predicted}))
     return pd.concat(parts).set_index("opt")
 

@@ -18,7 +18,8 @@ from checkpoints.errors import RecordError
 from checkpoints.records import Surface
 from figures import style
 from figures.markup import Markup, embedded_json, joined, tag
-from figures.surface import common_norm, evaluation_note, line_of, plane_of, quadratic_prediction
+from figures.lines import line_of, quadratic_prediction
+from figures.surface import common_norm, evaluation_note, plane_of
 from figures.trajectory import others_of, path_of
 
 DASHES = {"head": "dash", "many": "dash", "medium": "dashdot", "all": "dot"}     # of plotly; solid for what is not named

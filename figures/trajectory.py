@@ -22,10 +22,11 @@ from checkpoints.comparison import Comparison
 from checkpoints.errors import RecordError
 from checkpoints.records import Surface
 from figures import style
+from figures.lines import barriers_in_words
 from figures.options import Options
 from figures.panels import group_names, optimizer_names, panels
-from figures.surface import (add_colorbar, barriers_in_words, common_norm, direction_label, dress_plane, evaluation_note,
-                             plane_of, plot_surface, stretch_in_words)
+from figures.surface import (add_colorbar, common_norm, direction_label, dress_plane, evaluation_note, plane_of,
+                             plot_surface, stretch_in_words)
 
 DEFAULT = ("tail", "all")                   # as the paper draws them
 NAMED = ("*", "P", "X", "d", "p", "h")      # markers of checkpoints of other runs

@@ -5,7 +5,7 @@ from fabricated_runs import fake_run, fake_runs
 from checkpoints.comparison import compare
 from figures import Options, draw, drawn, surface
 from figures.catalogue import CATALOGUE
-from figures.surface import quadratic_prediction
+from figures.lines import quadratic_prediction
 
 
 @pytest.fixture(scope="module")
