@@ -155,15 +155,21 @@ def test_another_branch_behind_a_weight_of_zero_is_no_linearized_product():
     assert gap(dense(operator), exact(model, batches)) < 1e-13
 
 
-def test_black_pixels_before_units_without_bias_are_no_sign_of_a_detach():
-    images = torch.zeros(8, 1, 6, 6)
-    images[:, :, 1:4, 1:4] = torch.rand(8, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    for seed in range(3):
+def block(channels, norm):
+    """Return a convolution and a ReLU that sees an exact 0 where the image is 0."""
+    convolution = nn.Conv2d(channels, 4, 3, padding=1, bias=not norm)
+    if not norm:
+        nn.init.zeros_(convolution.bias)
+    return [convolution, *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU()]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_black_pixels_before_units_without_bias_are_no_sign_of_a_detach(norm):
+    images = torch.zeros(8, 1, 8, 8)
+    images[:, :, 2:5, 2:5] = torch.rand(8, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    for seed in range(6):
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
-                              nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
-        for layer in (model[0], model[2], model[6]):
-            nn.init.zeros_(layer.bias)
+        model = nn.Sequential(*block(1, norm), *block(4, norm), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
         HessianOperator(model, losses, [(images, Y)], engine="reverse")
 
 
@@ -176,6 +182,17 @@ def test_a_network_that_fits_its_data_has_a_hessian_in_float64(margin):
         for p in model.last.parameters():
             p.mul_(margin / float((top[:, 0] - top[:, 1]).min()))
     assert gap(dense(HessianOperator(model, losses, [(X, labels)])), exact(model, [(X, labels)])) < 1e-6
+
+
+def test_losses_that_round_away_over_the_shortest_steps_are_no_sign_of_a_detach():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    images = torch.randn(12, 6)
+    top = model(images).topk(2)[0].detach()
+    with torch.no_grad():
+        for p in model[2].parameters():
+            p.mul_(1 / float((top[:, 0] - top[:, 1]).min()))        # margins from 1 up to hundreds
+    HessianOperator(model, losses, [(images, model(images).argmax(1))], engine="reverse")
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM])
@@ -224,6 +241,7 @@ def test_valid_padding(kernel):
 def test_a_mean_of_squares_has_a_twin_in_float64(kind):
     targets = torch.randn(8, 3)
     operator = kind(Net().float(), lambda z, t: F.mse_loss(z, t), [(X.float(), targets)])
+    assert operator.engine == "linearized"
     assert gap(operator @ torch.ones(operator.size), (operator.double() @ torch.ones(operator.size)).float()) < 1e-5
 
 
@@ -310,8 +328,10 @@ def test_an_infinite_derivative_in_a_later_batch_is_refused():
     model, zero = Distance(), X[5:].clone()
     nn.init.zeros_(model.first.bias)
     zero[1] = 0
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="a product with the operator is not finite"):
         HessianOperator(model, losses, [(X[:5], Y[:5]), (zero, Y[5:])]) @ torch.ones(43, dtype=torch.float64)
+    with pytest.raises(InputError, match="its product is not finite"):
+        HessianOperator(model, losses, [(zero, Y[5:]), (X[:3], Y[:3])])
 
 
 def test_a_loss_of_one_value_an_output_says_how_to_average():

@@ -83,7 +83,9 @@ class GaussNewtonObjective(Objective):
         return gradient_of((slope * tangent.reshape(-1)).sum(), [seat]).view_as(z)
 
     def _of_outputs(self, z: Tensor, batch: Batch) -> Tensor:
-        return (self.per_sample(self.losses.of_outputs(z, nested(batch)), batch) * batch.weights).sum()
+        with differentiable_kernels(self.model):
+            losses = self.losses.of_outputs(z, nested(batch))
+        return (self.per_sample(losses, batch) * batch.weights).sum()
 
     def _outputs_in_place(self, batch: Batch) -> Tensor:
         with differentiable_kernels(self.model):

@@ -285,9 +285,8 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
         raise InputError(f"the model cannot be copied ({str(reason).strip().splitlines()[0]}): keep no tensor of a past forward "
                          "in it, and use torch.nn.utils.parametrizations for weight and spectral norms") from reason
     for name, module in twin.named_modules():
-        module._compiled_call_impl = None       # what torch.compile makes cannot be traced
         if (own := getattr(module, "_orig_mod", None)) is not None:
-            module.forward = own.__call__
+            module.forward = own.__call__       # what torch.compile makes cannot be traced; a copy has no compiled call
         if isinstance(module, nn.Embedding):
             module.sparse = False       # the same gradient, with its zeros
         if isinstance(module, _BatchNorm) and not module.track_running_stats:
