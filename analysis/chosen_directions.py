@@ -104,9 +104,7 @@ def _add_principal(chosen: ChosenDirections, subject: Subject, epoch: int, setti
     _add_path(chosen, subject)
     origin = next(iter(chosen.points.values()))
     path = [point for name, point in chosen.points.items() if name.startswith("epoch ") and point is not origin]
-    if not path:
-        raise InputError(f"pca needs more checkpoints than epoch {epoch}: store some with --checkpoint_epochs")
-    made, shares = principal_directions(torch.stack(path), origin, _count(settings))
+    made, shares = principal_directions(torch.stack(path) if path else origin.new_zeros(0, len(origin)), origin, _count(settings))
     chosen.directions += made
     chosen.about["explained_variance"] = shares
 

@@ -1,6 +1,7 @@
 """From a stored checkpoint to a stored spectrum.
 
     compute_curvature   everything measured of one group's Hessian at one checkpoint -> Curvature
+    stored_curvature    the same, or None where it would have to be computed
 
 It is kept as analysis.stored says; one made by another engine than the one named is refused as one of other settings is.
 A computation that was killed goes on at the product where it was.
@@ -51,17 +52,12 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     `progress` is told of every product, `recalled` of those among them that an earlier process made.
     `verify="pyhessian"` adds that library's top eigenvalue and trace, computed on the same images.
     """
-    subject.groups.select(group)
-    if verify == "pyhessian" and stored_group(group, settings) != group:
+    if verify == "pyhessian" and (settings.params is not None or settings.operator != "hessian"):
         raise InputError("verify='pyhessian' knows the Hessian over all parameters alone: leave out params and operator")
-    subject.load(epoch)
+    stored = stored_curvature(subject, epoch, group, settings, making, overwrite=overwrite)
+    if stored is not None and (verify is None or stored.second_opinion):
+        return stored, False
     inputs = inputs_of(subject, settings, group=group)
-    stored = known(subject.store, "curvature", inputs, defaults=asdict(SpectrumSettings()), overwrite=overwrite, epoch=epoch,
-                   group=stored_group(group, settings))
-    if stored is not None:
-        _refuse_other_making(subject.store, stored, making)
-        if verify is None or stored.second_opinion:
-            return stored, False
     record = stored or _measured(subject, epoch, group, settings, making, inputs, progress, recalled)
     if is_main():
         if verify == "pyhessian":
@@ -69,6 +65,18 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
         subject.store.write(record)
         _journal(subject.store, epoch, group, inputs, making).clear()
     return record, stored is None
+
+
+def stored_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making = Making(), *,
+                     overwrite: bool = False) -> Curvature | None:
+    """Load an epoch's weights and return the stored record of a spectrum, or None where it is to be computed; or OtherRecord."""
+    subject.groups.select(group)
+    subject.load(epoch)
+    stored = known(subject.store, "curvature", inputs_of(subject, settings, group=group), defaults=asdict(SpectrumSettings()),
+                   overwrite=overwrite, epoch=epoch, group=stored_group(group, settings))
+    if stored is not None:
+        _refuse_other_making(subject.store, stored, making)
+    return stored
 
 
 def build_operator(subject: Subject, batches: Batches, settings: SpectrumSettings, making: Making = Making(),

@@ -176,12 +176,14 @@ class MeasureSettings:
 
 
 def stored_group(group: str, settings: SpectrumSettings) -> str:
-    """Return the group under which a spectrum is stored: "tail", "tail@layer1" for parameters layer1.*, "tail@gauss_newton".
+    """Return the group under which a spectrum is stored: "tail", "tail@test" over test images, "tail@gauss_newton",
+    "tail@layer1" for parameters layer1.*.
 
     What is no letter, digit or underscore is left out of the patterns. Two that end up in one name are told apart by the
     settings stored with the record.
     """
-    words = [settings.operator] if settings.operator != "hessian" else []
+    words = [settings.split] if settings.split != "train" else []
+    words += [settings.operator] if settings.operator != "hessian" else []
     words += [".".join(re.findall(r"[A-Za-z0-9_]+", pattern)) or "any" for pattern in settings.params or ()]
     return f"{group}@{'+'.join(words)[:60]}" if words else group
 

@@ -1,6 +1,7 @@
 """From a stored checkpoint to a stored surface: every group's and class's loss on a line or plane through it.
 
     compute_surface   -> Surface, kept as analysis.stored says; a sweep that was killed goes on at the row where it was
+    stored_surface    -> the same, or None where it would have to be computed
 
 Under torchrun every process calls it, and the first alone writes.
 """
@@ -34,7 +35,7 @@ def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, 
     """
     chosen = loaded_directions(subject, epoch, settings)
     name, inputs = name or surface_name(epoch, settings), _inputs(subject, settings, chosen)
-    stored = known(subject.store, "surface", inputs, defaults=asdict(SurfaceSettings()), overwrite=overwrite, name=name)
+    stored = _known(subject, name, inputs, overwrite)
     if stored is not None:
         return stored, False
     journal = subject.store.journal(f"surface-{digest(inputs)}")
@@ -52,6 +53,20 @@ def compute_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, 
         subject.store.write(record)
         journal.clear()
     return record, True
+
+
+def stored_surface(subject: Subject, epoch: int, settings: SurfaceSettings, *, name: str | None = None,
+                   overwrite: bool = False) -> Surface | None:
+    """Load an epoch's weights and return the stored surface, or None where it is to be computed; or OtherRecord.
+
+    Directions that cannot be had are an error, as they are where it is computed.
+    """
+    inputs = _inputs(subject, settings, loaded_directions(subject, epoch, settings))
+    return _known(subject, name or surface_name(epoch, settings), inputs, overwrite)
+
+
+def _known(subject: Subject, name: str, inputs: dict[str, Any], overwrite: bool) -> Surface | None:
+    return known(subject.store, "surface", inputs, defaults=asdict(SurfaceSettings()), overwrite=overwrite, name=name)
 
 
 def loaded_directions(subject: Subject, epoch: int, settings: SurfaceSettings) -> ChosenDirections:

@@ -53,5 +53,5 @@ def _view(surface: Surface) -> dict[str, Any]:
 
 
 def classes_of(group: str) -> str:
-    """Return the class group of a spectrum: "tail" of "tail@layer1", a block of parameters."""
+    """Return the class group of a spectrum: "tail" of "tail@test" and of "tail@layer1"."""
     return group.partition("@")[0]

@@ -2,6 +2,7 @@
 
     checkpoints/epoch-0060.h5        Checkpoint of epoch 60
     spectra/epoch-0060-class-3.h5    Curvature of the group class:3 at epoch 60
+    spectra/epoch-0060-tail@test.h5  Curvature of the group tail over its test images
     spectra/epoch-0060-tail@layer1.h5    Curvature of the group tail in the parameters of layer1
     surfaces/NAME.h5                 Surface NAME
     measures/epoch-0060-NAME.h5      Measurement NAME of epoch 60
@@ -91,7 +92,7 @@ def _check_epoch(epoch: Any) -> None:
 def _check_group(group: Any) -> None:
     if not isinstance(group, str) or not _GROUP.fullmatch(group):
         raise RecordError(f"group={group!r} is out of range: expected letters, digits, '.', '_'; class:3 for a class, "
-                          "tail@layer1 for a block of parameters")
+                          "tail@test over test images, tail@layer1 for a block of parameters")
 
 
 _CHECKS = {"epoch": _check_epoch, "group": _check_group, "name": check_name}

@@ -77,6 +77,7 @@ class EigenPairs:
     tol: float
     num_matvecs: int            # products spent, including those of the Krylov spaces it started from
     missed_below: Estimate      # lowest place where an undetected eigenvalue may still lie (Kuczynski and Wozniakowski 1992)
+    which: str = "both"         # the ends asked for: both | lower | upper
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Curvature:
     """Everything measured of one class group's Hessian at one checkpoint."""
 
     epoch: int
-    group: str                  # all | head | tail | many | medium | few | class:3 ...
+    group: str                  # all | head | tail | many | medium | few | class:3 ...; tail@test, tail@layer1
     num_samples: int            # n_g: images of the group that entered the Hessian
     num_available: int          # images of the group in the split; larger than num_samples where a subset was used
     loss: float                 # mean loss over the samples above

@@ -185,18 +185,22 @@ def describe_hessians(records: Sequence[Curvature]) -> str:
     Inexact products are said first; figures never show them beside exact ones.
     """
     found = {record.group: record for record in records}
-    parts = [f"{record.num_samples} of {record.num_available} images of {group}" for group, record in found.items()
-             if record.num_samples < record.num_available]
-    parts = [f"INEXACT ({word.partition(' ')[2]})" for word in sorted({inexact(r) for r in found.values()} - {""})] + parts
-    settings = next(iter(found.values())).provenance.get("inputs", {}).get("settings", {})
-    parts += ["Hessian over test images"] if settings.get("split") == "test" else []
-    parts += ["Hessian of the training loss"] if settings.get("loss") == "training" else []
-    blocks = {group: record.provenance.get("inputs", {}).get("settings", {}) for group, record in found.items()}
-    parts += [f"{group_name(group)}: in the parameters {' '.join(own['params'])}" for group, own in blocks.items()
-              if own.get("params")]
-    parts += [f"{group_name(group)}: Gauss-Newton matrix in place of the Hessian" for group, own in blocks.items()
-              if own.get("operator") == "gauss_newton"]
+    own = {group: record.provenance.get("inputs", {}).get("settings", {}) for group, record in found.items()}
+    parts = [f"INEXACT ({word.partition(' ')[2]})" for word in sorted({inexact(r) for r in found.values()} - {""})]
+    parts += [f"{record.num_samples} of {record.num_available} images of {group_name(group)}" for group, record in found.items()
+              if record.num_samples < record.num_available]
+    parts += _where(own, "split", "test", "Hessian over test images")
+    parts += _where(own, "loss", "training", "Hessian of the training loss")
+    parts += _where(own, "operator", "gauss_newton", "Gauss-Newton matrix in place of the Hessian")
+    parts += [f"{group_name(group)}: in the parameters {' '.join(own[group]['params'])}" for group in own
+              if own[group].get("params")]
     return "".join(f", {part}" for part in parts)
+
+
+def _where(settings: Mapping[str, Mapping[str, Any]], name: str, value: str, words: str) -> list[str]:
+    """Return the groups whose setting has a value, in words: none are named where all have it."""
+    groups = [group for group, own in settings.items() if own.get(name) == value]
+    return [words] if groups and len(groups) == len(settings) else [f"{group_name(group)}: {words}" for group in groups]
 
 
 def name_row(ax: Axes, text: str):

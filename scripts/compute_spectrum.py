@@ -6,13 +6,14 @@
 import argparse
 import re
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
 from landscape.settings import check_seed
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.spectrum_plan import SpectraPlan, plan_spectra
 from scripts.spectrum_words import TABLE_FROM, summary, told
 from scripts.verdict_options import stated_weight_decay
 
@@ -145,12 +146,14 @@ def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
             subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
         groups = named_groups(subject, args.group)
         _say_plan(args, store, epochs, groups, settings)
+        plan = plan_spectra(subject, epochs, groups, settings, making, overwrite=args.overwrite)
+        for line in plan.lines:
+            tell(args, line)
         if args.dry_run:
-            shown.append({"run": str(store.path), **_forecast(args, subject, epochs, groups, settings, making).document})
+            shown.append({"run": str(store.path), **_forecast(args, subject, plan).document})
         else:
-            _tell_clashes(args, subject, epochs, groups, settings)
             if heard:
-                _foretell(args, subject, epochs, groups, settings, making)
+                _foretell(args, subject, plan)
             rows, other = _compute(args, subject, epochs, groups, settings, making)
             shown, others = shown + rows, others + other
             if rows:
@@ -187,51 +190,17 @@ def _say_plan(args: argparse.Namespace, store, epochs: list[int], groups: list[s
               f"{len(groups) * len(epochs)} spectra")
 
 
-def _foretell(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making) -> None:
+def _foretell(args: argparse.Namespace, subject, plan: SpectraPlan) -> None:
     """Forecast what is missing; where an earlier process began with it, go on at once with what that one chose."""
-    from analysis.pipeline import interrupted
-    missing = _missing(args, subject, epochs, groups, settings)
-    if not missing:
-        return
-    if any(interrupted(subject, epoch, group, settings, making) for epoch, group in missing):
+    if plan.interrupted(subject):
         tell(args, "going on with an interrupted spectrum: no forecast; preparing its products as they were made")
-    else:
-        _forecast(args, subject, epochs, groups, settings, making)
+    elif plan.missing:
+        _forecast(args, subject, plan)
 
 
-def _tell_clashes(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings) -> None:
-    """Name, before anything is computed, the stored spectra of other settings, which will be left as they are."""
-    from analysis.settings import SpectrumSettings, stored_group
-    from analysis.stored import OtherRecord, inputs_of, known
-    found = []
-    for epoch, group in ((epoch, group) for epoch in epochs for group in groups):
-        keys = {"epoch": epoch, "group": stored_group(group, settings)}
-        if args.overwrite or not subject.store.has("curvature", **keys):
-            continue
-        subject.load(epoch)
-        inputs = inputs_of(subject, settings, group=group)
-        try:
-            known(subject.store, "curvature", inputs, defaults=asdict(SpectrumSettings()), **keys)
-        except OtherRecord as other:
-            found.append(other.found)
-    if found:
-        tell(args, f"left as they are, of other settings: {'; '.join(found)}: --overwrite replaces them; the others are computed")
-
-
-def _missing(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings) -> list[tuple[int, str]]:
-    from analysis.settings import stored_group
-    return [(epoch, group) for epoch in epochs for group in groups if args.dry_run or args.overwrite or
-            not subject.store.has("curvature", epoch=epoch, group=stored_group(group, settings))]
-
-
-def _forecast(args: argparse.Namespace, subject, epochs: list[int], groups: list[str], settings, making):
-    """Forecast the spectra that are not stored yet, and say it."""
-    from scripts.forecast import of_spectra
-    missing = _missing(args, subject, epochs, groups, settings)
-    subject.load(missing[0][0])
-    names = list(dict.fromkeys(group for _, group in missing))
-    forecast = of_spectra(subject, names, len(dict.fromkeys(epoch for epoch, _ in missing)), settings, making,
-                          tell=lambda text: tell(args, text))
+def _forecast(args: argparse.Namespace, subject, plan: SpectraPlan):
+    """Forecast the spectra that are missing, and say it."""
+    forecast = plan.forecast(subject, lambda text: tell(args, text))
     say(args, forecast.line)
     return forecast
 

@@ -105,13 +105,14 @@ def _figure(settings) -> str:
 
 
 def _forecast(args: argparse.Namespace, subject, epochs: list[int], settings):
-    """Forecast the surfaces, and say it; directions that cannot be had are an error here already."""
-    from analysis.stored_surface import loaded_directions
+    """Forecast the surfaces that are not stored yet, and say it; directions that cannot be had are an error here already."""
+    from analysis.stored_surface import stored_surface
     from scripts.forecast import of_surfaces
-    for epoch in epochs:
-        loaded_directions(subject, epoch, settings)
-    forecast = of_surfaces(subject, [settings] * len(epochs))
-    say(args, f"{subject.store.path}: {len(epochs)} surfaces of {settings.points ** settings.dims} points")
+    missing = [epoch for epoch in epochs
+               if stored_surface(subject, epoch, settings, name=args.name, overwrite=args.overwrite) is None]
+    forecast = of_surfaces(subject, [settings] * len(missing))
+    say(args, f"{subject.store.path}: {len(missing)} surfaces of {settings.points ** settings.dims} points"
+        + f", {len(epochs) - len(missing)} stored already" * (len(missing) < len(epochs)))
     say(args, forecast.line)
     return forecast
 

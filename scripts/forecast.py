@@ -1,6 +1,6 @@
 """How much a command would compute, how long that takes and how much memory: measured on a small piece of the work itself.
 
-    of_spectra(subject, groups, epochs, settings)   products of one microbatch of the largest and of the smallest group
+    of_spectra(subject, groups, settings)           products of one microbatch of the largest and of the smallest group
     of_surfaces(subject, settings, surfaces)        the forward pass of one batch
     of_gradients(subject, settings, images)         the gradient of one batch
     of_training(config, data)                       a few steps
@@ -64,26 +64,27 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def of_spectra(subject, groups: Sequence[str], epochs: int, settings, making,
-               tell: Callable[[str], None] = lambda text: None) -> Forecast:
+def of_spectra(subject, groups: Sequence[str], settings, making, tell: Callable[[str], None] = lambda text: None) -> Forecast:
     """Time products of one microbatch of the largest and of the smallest group; those between lie on a line.
 
-    `tell` is told what begins.
+    groups: of each spectrum. `tell` is told what begins.
     """
     from analysis.operators.plan import budget
     from analysis.subject import group_images
-    sizes = {group: len(group_images(subject, group, settings)[0]) for group in groups}
-    ends = {sizes[group]: group for group in (max(groups, key=sizes.get), min(groups, key=sizes.get))}
+    if not groups:
+        return Forecast({"products": 0}, 0.0, _memory_now(subject.device), str(subject.device), {"spectra": 0})
+    sizes = {group: len(group_images(subject, group, settings)[0]) for group in dict.fromkeys(groups)}
+    ends = {sizes[group]: group for group in (max(sizes, key=sizes.get), min(sizes, key=sizes.get))}
     timings = [_Timing.of(subject, group, settings, making, tell) for _, group in sorted(ends.items())]
     small, large = timings[0], timings[-1]
     free, products = budget(making.memory, subject.device), settings.products
-    seconds = [_spectrum_seconds(size, small, large, products, free) for size in sizes.values()]
+    seconds = {group: _spectrum_seconds(size, small, large, products, free) for group, size in sizes.items()}
     kept = min(free, large.bytes * max(sizes.values()) / large.samples)
     vectors = 2 * settings.num_probes * (settings.num_matvecs + 1) + 8 * settings.num_pairs
-    total = sum(timing.once for timing in timings) + epochs * sum(seconds)
-    return Forecast({"products": products * len(groups) * epochs}, total,
+    return Forecast({"products": products * len(groups)},
+                    sum(timing.once for timing in timings) + sum(seconds[group] for group in groups),
                     _memory_now(subject.device) + kept + vectors * large.vector_bytes, str(subject.device),
-                    {"engine": large.engine, "spectra": len(groups) * epochs})
+                    {"engine": large.engine, "spectra": len(groups)})
 
 
 def of_surfaces(subject, surfaces: Sequence) -> Forecast:

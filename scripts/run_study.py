@@ -71,7 +71,7 @@ def _forecast(args: argparse.Namespace, study, runs, data) -> int:
     first, methods, workers = runs[0], runs[:len(study.methods)], min(_workers(args, study), len(runs))
     tell(args, f"timing a few steps of each of {len(methods)} methods, a few products and points")
     subject = Subject.of(first.config, data, device=first.config.device)
-    total = of_spectra(subject, first.groups, len(first.spectrum_epochs), first.spectrum, Making()).times(len(runs))
+    total = of_spectra(subject, first.groups * len(first.spectrum_epochs), first.spectrum, Making()).times(len(runs))
     total += of_surfaces(subject, [settings for run in runs for _, _, settings in run.surfaces])
     for run in methods:
         total += of_training(run.config.resolved(data), data).times(len(study.seeds))

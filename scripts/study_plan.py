@@ -32,8 +32,9 @@ from landscape.settings import check_seed
 from scripts.study_presets import PRESETS
 
 PLACE = ("name", "epoch", "epochs", "seeds", "groups")      # keys of [spectrum] and [[surfaces]] that say where, not how
-# A study compares whole Hessians: blocks of parameters and other operators are for `landscape spectrum`.
-WHOLE_SPECTRA = tuple(f.name for f in fields(SpectrumSettings) if f.name not in ("params", "operator"))
+# A study compares whole Hessians of training images: test images, blocks of parameters and other operators, which are stored
+# under names of their own, are for `landscape spectrum`.
+WHOLE_SPECTRA = tuple(f.name for f in fields(SpectrumSettings) if f.name not in ("split", "params", "operator"))
 FORMATS = ("png", "pdf", "svg")
 GROUPS = re.compile(r"all|head|tail|many|medium|few|class:\d+")
 

@@ -257,6 +257,11 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
     assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
 
 
+def test_test_images_and_the_gauss_newton_matrix_are_stored_under_names_of_their_own():
+    assert stored_group("class:3", replace(SETTINGS, split="test")) == "class:3@test"
+    assert stored_group("tail", replace(SETTINGS, split="test", operator="gauss_newton")) == "tail@test+gauss_newton"
+
+
 @pytest.mark.parametrize("patterns, name", [
     (("layer1.*",), "tail@layer1"), (("fc.weight", "*.bn?.*"), "tail@fc.weight+bn"), (("*",), "tail@any"),
     (("a" * 90,), "tail@" + "a" * 60)])

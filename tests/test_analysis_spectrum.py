@@ -15,6 +15,14 @@ def test_the_extreme_ratio_lies_within_its_residual_bounds():
     assert ratio.low <= true <= ratio.high and ratio.kind == "residual" and ratio.value == pytest.approx(true, rel=1e-6)
 
 
+@pytest.mark.parametrize("which", ["lower", "upper"])
+def test_pairs_of_one_end_have_no_extreme_ratio(which):
+    pairs = extreme_eigenpairs(PLAIN, 3, which=which, generator=seeded())
+    assert pairs.which == which
+    with pytest.raises(InputError, match=f"which='{which}'"):
+        extreme_ratio(pairs)
+
+
 def test_the_three_measures_of_negative_curvature_differ():
     assert ritz_negative_share(PAIRS) == 0.5
     assert extreme_ratio(PAIRS).value == pytest.approx(0.2, rel=1e-6)

@@ -104,6 +104,8 @@ def test_a_caption_says_where_the_hessian_is_not_the_default_one():
     assert style.describe_hessians([part, head]) == ", 50 of 305 images of tail"
     words = style.describe_hessians([replace(head, provenance=other)])
     assert words == ", Hessian over test images, Hessian of the training loss"
+    apart = replace(tail, group="tail@test", provenance={"inputs": {"settings": {"split": "test"}}})
+    assert style.describe_hessians([tail, apart]) == ", tail, test: Hessian over test images"
 
 
 def test_a_pool_told_apart_by_a_setting_looks_as_its_optimizer_and_is_named_with_it():

@@ -42,6 +42,11 @@ def document(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def copied(run, tmp_path):
+    """Return a copy of the run without what was computed of it."""
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra", "surfaces"))
+
+
 def files(run):
     return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
@@ -93,12 +98,36 @@ def test_a_trace_to_an_error_says_whether_it_reached_it(run, capsys):
                                            (["surface", "--points", "5", "--epoch", "all"], "points")])
 def test_a_forecast_names_work_time_and_memory_and_computes_nothing(run, capsys, command, unit):
     before = files(run)
+    command = [*command, "--overwrite"]
     forecast, = document(capsys, command[0], run, *command[1:], "--dry_run")["forecast"]
     assert forecast[unit] == {"products": 4 * 1520, "points": 50}[unit]
     assert forecast["minutes"] > 0 and 0.01 < forecast["gigabytes"] < 100 and forecast["device"]
     assert landscape(command[0], run, *command[1:], "--dry_run") == 0
     out = capsys.readouterr().out
     assert f"forecast: at most {forecast[unit]} {unit}, " in out and "next:" not in out and files(run) == before
+
+
+def test_a_forecast_leaves_out_what_is_stored_and_names_what_is_of_other_settings(run, tmp_path, capsys):
+    words = ["spectrum", copied(run, tmp_path), "--epoch", "2", *QUICK]
+    landscape(*words, "--group", "medium", "--quiet")
+    forecast, = document(capsys, *words, "--group", "medium", "few", "--dry_run")["forecast"]
+    one, = document(capsys, *words, "--group", "few", "--dry_run")["forecast"]
+    assert forecast["spectra"] == one["spectra"] == 1 and forecast["products"] == one["products"] > 0
+    assert landscape(*words, "--group", "medium", "--dry_run") == 0
+    out, err = capsys.readouterr()
+    assert "1 of 1 stored already" in err and "forecast: at most 0 products" in out
+    assert landscape(*words, "--group", "medium", "few", "--seed", "1", "--dry_run") == 0
+    out, err = capsys.readouterr()
+    assert "of other settings" in err and "seed=0 there, 1 here" in err and f"at most {one['products']} products" in out
+
+
+def test_surfaces_stored_already_are_no_part_of_a_forecast(run, tmp_path, capsys):
+    words = ["surface", copied(run, tmp_path), "--points", "3", "--dims", "1"]
+    landscape(*words, "--epoch", "1", "--quiet")
+    forecast, = document(capsys, *words, "--epoch", "1", "2", "--dry_run")["forecast"]
+    assert forecast["points"] == 3
+    assert landscape(*words, "--epoch", "1", "2", "--seed", "1", "--dry_run") == 2
+    assert "seed=0 there, 1 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["train", "--dataset", "synthetic", "--epochs", "3"], ["study", "{study}"]])
@@ -176,7 +205,7 @@ def test_a_record_of_another_engine_is_not_given_for_that_of_the_engine_named(ru
 
 
 def test_an_inexact_spectrum_says_so_wherever_it_is_shown(run, tmp_path, capsys):
-    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    run = copied(run, tmp_path)
     words = ["spectrum", run, "--group", "tail", *QUICK]
     assert landscape(*words, "--engine", "differences") == 0
     out = capsys.readouterr().out
@@ -192,8 +221,21 @@ def test_an_inexact_spectrum_says_so_wherever_it_is_shown(run, tmp_path, capsys)
     assert "no directions to go by" in capsys.readouterr().err
 
 
+def test_spectra_over_training_and_test_images_lie_side_by_side_and_share_a_figure(run, tmp_path, capsys):
+    run = copied(run, tmp_path)
+    train, = document(capsys, "spectrum", run, "--group", "tail", *QUICK)["spectra"]
+    test, = document(capsys, "spectrum", run, "--group", "tail", *QUICK, "--split", "test")["spectra"]
+    assert (train["group"], test["group"]) == ("tail", "tail@test") and train["loss"] != test["loss"]
+    assert {path.name for path in run.glob("spectra/*")} == {"epoch-0002-tail.h5", "epoch-0002-tail@test.h5"}
+    assert landscape("spectrum", run, "--group", "tail", *QUICK, "--split", "test") == 0
+    assert "spectra " + str(run) + " --group tail@test" in capsys.readouterr().out
+    assert landscape("figures", "spectra", run, "--group", "tail", "tail@test", "--out", tmp_path) == 0
+    assert "tail@test" in (tmp_path / "spectra.csv").read_text()
+    assert landscape("inspect", run) == 0 and "of the test images' loss" in capsys.readouterr().out
+
+
 def test_records_of_other_settings_stop_none_of_the_others(run, tmp_path, capsys):
-    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    run = copied(run, tmp_path)
     assert landscape("spectrum", run, "--group", "class:1", "class:2", *QUICK, "--quiet") == 0
     before = {path: path.read_bytes() for path in run.glob("spectra/*")}
     assert landscape("spectrum", run, "--group", "class:1", "class:0", "class:2", *QUICK, "--seed", "3", "--quiet") == 2
@@ -203,7 +245,7 @@ def test_records_of_other_settings_stop_none_of_the_others(run, tmp_path, capsys
 
 
 def test_records_of_other_settings_are_named_before_anything_is_computed(run, tmp_path, capsys):
-    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    run = copied(run, tmp_path)
     assert landscape("spectrum", run, "--group", "class:1", *QUICK, "--quiet") == 0
     assert landscape("spectrum", run, "--group", "class:1", "--epoch", "all", *QUICK, "--seed", "3") == 2
     err = capsys.readouterr().err
@@ -213,7 +255,7 @@ def test_records_of_other_settings_are_named_before_anything_is_computed(run, tm
 
 
 def test_an_interrupted_spectrum_goes_on_without_a_forecast_and_says_where(run, tmp_path, capsys, monkeypatch):
-    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("spectra"))
+    run = copied(run, tmp_path)
     words, matmat, made = ["spectrum", run, "--group", "tail", *QUICK], HessianOperator.matmat, []
 
     def stopping(self, V):

@@ -72,6 +72,10 @@ class _Wanted:
     def count(self) -> int:
         return self.k * (self.lower + self.upper)
 
+    @property
+    def which(self) -> str:
+        return next(name for name, ends in ENDS.items() if ends == (self.lower, self.upper))
+
     def places(self, count: int) -> np.ndarray:
         low = np.arange(min(self.k, count)) if self.lower else np.arange(0)
         high = np.arange(max(count - self.k, 0), count) if self.upper else np.arange(0)
@@ -191,7 +195,7 @@ def _report(space: Subspace, wanted: _Wanted, source: Krylov, tol: float, verify
     R = (space.apply(X) if wide is None else HX) - values[:, None].to(X.dtype) * X
     residuals, values = dots(R, R).sqrt().cpu().numpy(), values.cpu().numpy()
     return EigenPairs(values, residuals, residuals <= tol * np.abs(values), *opinion, X.cpu().numpy(), tol,
-                      space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])))
+                      space.num_matvecs + source.num_matvecs, missed_below(source, float(values[0])), wanted.which)
 
 
 def _widely(X: Tensor, space: Subspace) -> Tensor | None:

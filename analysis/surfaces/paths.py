@@ -28,9 +28,12 @@ def principal_directions(path: Tensor, origin: Tensor, count: int) -> tuple[list
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     total = float(values.sum())
-    if len(path) <= count or not float(values[count - 1]) > _NOTHING * scale:
-        raise InputError(f"pca of {len(path)} checkpoints besides the last has no {count} directions: store more with "
-                         "--checkpoint_epochs, at least one more than there are directions")
+    if len(path) <= count:
+        raise InputError(f"pca has {len(path)} checkpoints beside the one at the origin: {count} directions need at least "
+                         f"{count + 1}; store more with --checkpoint_epochs")
+    if not float(values[count - 1]) > _NOTHING * scale:
+        raise InputError(f"pca has no {count} directions: the {len(path)} checkpoints span fewer; store others with "
+                         "--checkpoint_epochs")
     made = [_component(path, origin, vectors[:, k], k) for k in range(count)]
     return made, [float(value) / total for value in values[:count]]
 
