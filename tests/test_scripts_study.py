@@ -374,7 +374,7 @@ def test_a_folder_of_somebody_else_is_not_adopted(study_file, capsys, tmp_path):
 
 def test_a_spectrum_of_other_settings_is_not_replaced_unasked(finished, capsys):
     before = hashes(finished)
-    assert "--overwrite" in refusal(capsys, "spectrum", finished / "sgd-seed0", "--split", "test", "--quiet")
+    assert "--overwrite" in refusal(capsys, "spectrum", finished / "sgd-seed0", "--loss", "training", "--quiet")
     assert hashes(finished) == before
 
 

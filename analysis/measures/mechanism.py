@@ -21,7 +21,7 @@ from analysis.measures import perturbations
 from analysis.measures.perturbations import ASCENTS, PROBE, alignments, as_gradient, components, radii
 from analysis.measures.similarity import mean_gradient
 from analysis.measures.table import LEVEL, Table, table
-from analysis.operators.kernels import reproducible_kernels
+from analysis.operators.kernels import Rewritten, reproducible_kernels
 from analysis.spectra.intervals import t_half_width
 from checkpoints.records import LAMBDA, Curvature
 from landscape.batchnorm import evaluation_mode
@@ -207,7 +207,7 @@ class _Slopes:
         batches, _ = self.case.spectrum_images(group, self.case.settings.dtype)
         model = self.case.subject.cast(self.case.settings.dtype)
         loss = self.case.subject.loss(self.case.spectrum_settings(group).loss)
-        with evaluation_mode(model), reproducible_kernels():
+        with evaluation_mode(model), reproducible_kernels(), Rewritten():
             total = sum(float(loss(model(images), labels).double().sum()) for images, labels in batches)
         count = sum(len(labels) for _, labels in batches)
         self.case.progress(count // 3)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from analysis.measures.perturbations import drawn, null_alignment
 from analysis.measures.table import LEVEL, Table, table
-from analysis.operators.kernels import reproducible_kernels
+from analysis.operators.kernels import Rewritten, reproducible_kernels
 from analysis.operators.objective import gradient_of
 from analysis.spectra.intervals import t_interval
 from checkpoints.records import Estimate
@@ -101,7 +101,7 @@ def mean_gradient(model: nn.Module, loss: Losses, batches: Iterable[tuple[Tensor
                   statistics: str = "running") -> Tensor:
     """Return the gradient (d,) of the mean loss over all samples of some batches, in float64; loss(logits, labels) -> (B,)."""
     parameters, total, count = list(trainable(model).values()), 0.0, 0
-    with evaluation_mode(model), _normalized(model, statistics), reproducible_kernels(), torch.enable_grad():
+    with evaluation_mode(model), _normalized(model, statistics), reproducible_kernels(), Rewritten(), torch.enable_grad():
         for images, labels in batches:
             total = total + gradient_of(loss(model(images), labels).sum(), parameters).double()
             count += len(labels)

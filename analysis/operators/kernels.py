@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+LINEAR = 50.0       # from where log(1 + exp(a)) = a in float64
+
 
 @contextmanager
 def differentiable_kernels(model: nn.Module) -> Iterator[None]:
@@ -21,7 +23,7 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     torch._C._set_mkldnn_enabled(fused[0] and not recurrent)
     torch._C._set_cudnn_enabled(fused[1] and not recurrent)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _Rewritten():
+        with sdpa_kernel(SDPBackend.MATH), Rewritten():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -46,8 +48,8 @@ def reproducible_kernels() -> Iterator[None]:
             setattr(module, name, value)
 
 
-class _Rewritten(TorchFunctionMode):
-    """While active, functions whose second derivatives are missing or wrong in torch are computed by others that have them."""
+class Rewritten(TorchFunctionMode):
+    """While active, functions whose derivatives are missing or wrong in torch, or round badly, are computed by others."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return REWRITTEN.get(function, function)(*args, **(kwargs or {}))
@@ -62,12 +64,32 @@ def _squared_error(input: Tensor, target: Tensor, size_average: bool | None = No
     return squares if reduction == "none" else squares.mean() if reduction == "mean" else squares.sum()
 
 
+def _cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
+                   ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean",
+                   label_smoothing: float = 0.0) -> Tensor:
+    """Return log(1 + sum_{j != y} exp(z_j - z_y)), whose derivatives keep their digits where a network fits its data.
+
+    Those of torch's own are differences of probabilities near 1, p_y - 1 for one, of which rounding eps leaves eps / loss.
+    """
+    dim = min(input.ndim - 1, 1)
+    plain = target.dtype == torch.int64 and target.shape == input.shape[:dim] + input.shape[dim + 1:] and not label_smoothing
+    if not plain or size_average is not None or reduce is not None:
+        return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    ignored = target == ignore_index
+    index = target.masked_fill(ignored, 0).unsqueeze(dim)
+    gaps = (input - input.gather(dim, index)).scatter(dim, index, torch.finfo(input.dtype).min)
+    losses = F.softplus(gaps.logsumexp(dim), threshold=LINEAR).masked_fill(ignored, 0)
+    shares = (~ignored).to(input.dtype) if weight is None else weight[index.squeeze(dim)].masked_fill(ignored, 0)
+    losses = losses if weight is None else losses * shares
+    return losses if reduction == "none" else losses.sum() / shares.sum() if reduction == "mean" else losses.sum()
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Return g v / ||v||: the derivative of torch's own fused kernel takes ||v|| for a constant when it is differentiated."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-REWRITTEN = {F.mse_loss: _squared_error, torch._weight_norm: _weight_norm}
+REWRITTEN = {F.cross_entropy: _cross_entropy, F.mse_loss: _squared_error, torch._weight_norm: _weight_norm}
 
 
 def _modes_off() -> Iterator[AbstractContextManager]:

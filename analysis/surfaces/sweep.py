@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.operators.kernels import Rewritten
 from analysis.surfaces.forward import LEAST, Forward, build_forward, difference
 from analysis.surfaces.statistics import recalibrate
 from landscape.distributed import Processes
@@ -98,7 +99,8 @@ class Sweep:
 
 def _judge(logits: Tensor, loss: Loss, labels: Tensor) -> Tensor:
     """Return the losses of samples, and whether each is labelled rightly, (2, B) in float64."""
-    losses = loss(logits, labels)
+    with Rewritten():
+        losses = loss(logits, labels)
     if losses.shape != labels.shape:
         raise InputError(f"the loss has shape {tuple(losses.shape)}: expected one number a sample, "
                          f"{tuple(labels.shape)}; pass a loss with reduction='none'")
