@@ -5,7 +5,8 @@
 The unit is model(x), mean cross-entropy, backward, eagerly, in evaluation mode, on the same batch in float32. Every
 product is compared with a float64 product by plain double backward, in every round and for another vector each time.
 Set-up (tracing, checks, choosing), compiling (a part of it; a later row finds the kernels of an earlier one) and the first
-product stand apart. Memory is the growth of a fresh process.
+product stand apart. Memory is the growth of a fresh process. The convolutions of a product alone are a bound that torch's
+kernels set to every engine.
 Other libraries come with `pip install -e .[bench]`; those that are not installed are left out. Where that would bring a
 torchvision for another torch: `pip install --no-deps curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
 backpack-for-pytorch linear_operator einconv einops opt-einsum` is enough.
@@ -32,6 +33,7 @@ from landscape.models import ARCHITECTURES, build_model
 from scripts import bench_contestants as contestants
 from scripts import bench_timing as timing
 from scripts.bench_contestants import WRONG, Built, Entry, Options, Problem
+from scripts.bench_floor import convolutions_alone
 from scripts.cli import reported
 from scripts.options import Parser
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
           f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}")
     rows, built = _set_up(problem, entries)
     rounds = _measure(problem, built, rows, args)
-    document = _document(args, machine, problem, rows, rounds)
+    document = _document(args, machine, problem, rows, rounds) | {"floor": _floor(problem, args)}
     lines = _conclusion(document, rounds)
     timing.write_json(args.json, document)      # at once: what follows may be cut short
     built.clear()
@@ -151,6 +153,17 @@ def _measure(problem: Problem, built: dict[str, tuple[Entry, Built]], rows: dict
     return timing.interleave(problem.gradient, {name: call(*pair) for name, pair in built.items()}, rounds=args.repeats,
                              minutes=args.minutes, device=problem.device, after=compare,
                              progress=lambda done, total: _note(f"round {done} of {total}"))
+
+
+def _floor(problem: Problem, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Time the convolutions of one product alone; None where the network has none."""
+    convolve, passes = convolutions_alone(problem.own_model(), problem.x)
+    if not passes:
+        return None
+    rounds = timing.interleave(problem.gradient, {"floor": lambda turn: convolve()}, rounds=args.repeats, minutes=args.minutes,
+                               device=problem.device)
+    return {"passes": passes, "ratio": timing.spread(rounds.ratios("floor")), "seconds": rounds.seconds["floor"],
+            "gradient_seconds": rounds.reference["floor"]}
 
 
 def _measure_memory(options: Options, rows: list[dict], args: argparse.Namespace) -> None:
@@ -241,6 +254,10 @@ def _conclusion(document: dict[str, Any], rounds: timing.Rounds) -> list[str]:
     lines = [f"one gradient: {gradient['median']:.3f} s ({gradient['min']:.3f}-{gradient['max']:.3f}); plain double backward in "
              f"float32 has a relative error of {document['float32_rounding']:.0e}"]
     lines += [f"auto chose {document['chosen']}"] if document["chosen"] else []
+    if floor := document["floor"]:
+        ratio = floor["ratio"]
+        lines.append(f"the {floor['passes']} convolutions of a product alone, everything else left out: {ratio['median']:.2f} "
+                     f"(quartiles {ratio['q1']:.2f}-{ratio['q3']:.2f})")
     peers = [row for row in exact if row["side"] != "ours"]
     lines += _against("nothing kept: ", [p for p in peers if not p["keeps"]], bare, rounds, document)
     chosen = [row for row in own if row["name"] == "auto"] or own

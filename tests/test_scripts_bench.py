@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.operators import HessianOperator, tracing
 from scripts import bench_comparison, bench_contestants, bench_products, bench_spectrum, bench_timing, cli
 from scripts.bench_case import largest_end
+from scripts.bench_floor import convolutions_alone
 from scripts.bench_pyhessian import LEAST, PyHessian, equal_residuals, larger_eigenvalues, power_steps
 
 TINY = ["--arch", "digitnet", "--images", "6", "--repeats", "2", "--memory_minutes", "0"]
@@ -30,7 +32,24 @@ def test_products_are_timed_side_by_side_and_compared(capsys, tmp_path):
     assert "inexact" in printed or "WRONG" in printed
     assert printed.splitlines()[-1].startswith("best peer PyHessian") and "ours reverse" in printed.splitlines()[-1]
     assert {comparison["ours"] for comparison in document["comparisons"]} == {"reverse"}
-    assert document["machine"]["versions"]["pyhessian"] and document["machine"]["cpu"]
+    assert document["machine"]["versions"]["pyhessian"] and document["machine"]["cpu"] and document["floor"] is None
+
+
+def test_the_floor_makes_as_many_convolutions_as_a_product(capsys, tmp_path, monkeypatch):
+    document, printed = products(capsys, tmp_path, "--engines", "reverse", "--peers")
+    counted, cut = [], tracing.cut
+
+    def counting(traced, num_samples):
+        stages = cut(traced, num_samples)
+        for node in stages.tangent.graph.nodes:
+            counted.append(sum(node.args[-1][:2]) if node.target is torch.ops.aten.convolution_backward.default else
+                           node.target is torch.ops.aten.convolution.default)
+        return stages
+    monkeypatch.setattr(tracing, "cut", counting)
+    problem = bench_contestants.Problem(bench_contestants.Options("digitnet", 6, None, "cpu", 0))
+    HessianOperator(problem.own_model(), nn.CrossEntropyLoss(), [(problem.x, problem.y)], engine="linearized")
+    assert document["floor"]["passes"] == convolutions_alone(problem.model, problem.x)[1] == sum(counted) > 0
+    assert len(document["floor"]["seconds"]) == 2 and f"the {sum(counted)} convolutions of a product alone" in printed
 
 
 @pytest.mark.peer
