@@ -37,12 +37,12 @@ def mark_finished(folder: Path) -> None:
     write_run_file(folder, replace(read_run_file(folder), finished=True))
 
 
-def amend_provenance(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """Add entries to the provenance in run.json, in place of any of the same names; return the whole."""
+def amend(folder: Path, name: str, entries: dict[str, Any]) -> dict[str, Any]:
+    """Add entries to the config or the provenance in run.json, in place of any of the same names; return the whole."""
     content = read_run_file(folder)
-    changed = replace(content, provenance=content.provenance | plain_config(entries))
-    write_run_file(folder, changed)
-    return changed.provenance
+    whole = getattr(content, name) | plain_config(entries)
+    write_run_file(folder, replace(content, **{name: whole}))
+    return whole
 
 
 def read_run_file(folder: Path) -> RunFile:

@@ -93,7 +93,12 @@ class RunStore:
     def amend_provenance(self, **entries: Any) -> None:
         """Add to what run.json says of where the run comes from. Only inside `with store.writer():`."""
         self._require_writer("amend_provenance")
-        self.provenance = run_file.amend_provenance(self.path, entries)
+        self.provenance = run_file.amend(self.path, "provenance", entries)
+
+    def amend_config(self, **entries: Any) -> None:
+        """Replace settings in run.json that describe more of the same run. Only inside `with store.writer():`."""
+        self._require_writer("amend_config")
+        self.config = run_file.amend(self.path, "config", entries)
 
     def metrics(self) -> "pd.DataFrame":
         """Return metrics.csv, one row a finished epoch; NaN where a row has no value. Empty before the first epoch."""

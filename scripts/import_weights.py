@@ -85,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
     for note in data.notes:
         say(args, f"note: {note}")
     arrivals = _arrivals(args, config, data)
-    if "epochs" not in settings:    # as long a training as the last file speaks of
-        config = replace(config, epochs=max(1, *(arrival.epoch for arrival in arrivals)))
+    if "epochs" not in (*given, *(known.provenance.get("stated", ()) if known else ())):
+        # Nobody has said how long the training was: at least as long as the last file speaks of.
+        config = replace(config, epochs=max(1, stored.get("epochs", 1), *(arrival.epoch for arrival in arrivals)))
     _check_epochs(known, arrivals, config)
-    store = _write(args, config, data, arrivals, sorted(given))
+    store = _write(args, known, config, data, arrivals, sorted(given))
     _report(args, store, arrivals)
     return 0
 
@@ -116,8 +117,12 @@ def _existing(path: Path) -> RunStore | None:
 
 def _check_known(known: RunStore, config: TrainConfig, data: LongTailData) -> None:
     """Refuse, before anything is evaluated, to add to a run of other settings or data."""
-    refuse_differences(known.path, differences(known.config, config.identity(), NOT_IDENTITY, TrainConfig().identity()))
+    refuse_differences(known.path, differences(known.config, config.identity(), (*NOT_IDENTITY, "epochs"),
+                                               TrainConfig().identity()))
     check_origin(known, config, data)
+    if config.epochs < known.config["epochs"]:
+        raise InputError(f"epochs={config.epochs} is out of range: {known.path} speaks of {known.config['epochs']} epochs, and may "
+                         "become longer, not shorter")
 
 
 def _arrivals(args: argparse.Namespace, config: TrainConfig, data: LongTailData) -> list[Arrival]:
@@ -185,13 +190,14 @@ def _stored_hash(store: RunStore, epoch: int) -> str | None:
     return store.read("checkpoint", epoch=epoch).provenance.get("imported", {}).get("sha256")
 
 
-def _write(args: argparse.Namespace, config: TrainConfig, data: LongTailData, arrivals: list[Arrival],
+def _write(args: argparse.Namespace, known: RunStore | None, config: TrainConfig, data: LongTailData, arrivals: list[Arrival],
            stated: list[str]) -> RunStore:
     files = {str(a.epoch): {"file": a.source["file"], "sha256": a.sha256} for a in arrivals}
     made_from = origin(config, data, imported=files, stated=stated)
-    store = open_run(args.out, config, made_from)
+    store = known or open_run(args.out, config, made_from)
     model = build_network(config, data).to(getattr(torch, config.dtype))
     with store.writer():
+        store.amend_config(epochs=config.epochs)
         store.amend_provenance(imported=store.provenance["imported"] | files,
                                stated=sorted({*store.provenance.get("stated", ()), *stated}))
         for arrival in arrivals:

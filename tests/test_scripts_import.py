@@ -108,13 +108,24 @@ def test_epochs_can_be_added_and_repeated_and_settings_need_not_be(files, capsys
     capsys.readouterr()
     for words, told in {
         ("b.pth", "--epoch", 4): "run holds epoch 4 from another file",
-        ("b.pth", "--epoch", 10): "epoch=10 of b.pth is out of range: expected 0 <= epoch <= epochs=9",
+        ("b.pth", "--epoch", 10, "--epochs", 9): "epoch=10 of b.pth is out of range: expected 0 <= epoch <= epochs=9",
+        ("b.pth", "--epoch", 3, "--epochs", 8): "epochs=8 is out of range: run speaks of 9 epochs",
         ("b.pth", "--epoch", 5, "--imb_factor", 3): "run holds a run of another configuration (imb_factor=10.0 there, 3.0 here)",
     }.items():
         assert landscape("import", *words, "--out", "run") == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
     assert RunStore.open("run").epochs == [4, 9]
+
+
+def test_a_training_elsewhere_that_goes_on_becomes_longer_unless_its_length_was_stated(files, capsys):
+    assert landscape("import", "a.pth", "--epoch", 4, *SYNTHETIC, "--out", "run", "--quiet") == 0
+    for epoch, words in ((9, ()), (12, ("--epochs", 20))):
+        assert landscape("import", "b.pth", "--epoch", epoch, *words, "--out", "run", "--quiet") == 0
+    store = RunStore.open("run")
+    assert store.epochs == [4, 9, 12] and store.config["epochs"] == 20 and store.metrics()["epoch"].tolist() == [4, 9, 12]
+    assert landscape("import", "b.pth", "--epoch", 21, "--out", "run", "--quiet") == 2
+    assert "epoch=21 of b.pth is out of range: expected 0 <= epoch <= epochs=20" in capsys.readouterr().err
 
 
 def test_without_a_word_of_the_epoch_it_is_the_last_and_that_is_said(files, capsys):
