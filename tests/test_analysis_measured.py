@@ -146,6 +146,11 @@ def test_quality_of_test_images_is_refused(case):
         record_of("quality", case, split="test")
 
 
+def test_quality_of_one_image_is_refused(case):
+    with pytest.raises(InputError, match="max_samples=1 is out of range for quality: of 2 images no class has two"):
+        record_of("quality", case, max_samples=1)
+
+
 def test_a_limit_of_images_keeps_the_tail(case):
     table = frame(record_of("quality", case, max_samples=10)).set_index(["group", "measure"])
     assert table.loc[("tail", "quality"), "images"] == min(10, case.num_images("tail")[0])
