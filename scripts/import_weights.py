@@ -121,8 +121,8 @@ def _check_known(known: RunStore, config: TrainConfig, data: LongTailData) -> No
                                                TrainConfig().identity()))
     check_origin(known, config, data)
     if config.epochs < known.config["epochs"]:
-        raise InputError(f"epochs={config.epochs} is out of range: {known.path} speaks of {known.config['epochs']} epochs, and may "
-                         "become longer, not shorter")
+        raise InputError(f"epochs={config.epochs} is out of range: {known.path} speaks of {known.config['epochs']} epochs, and "
+                         "may become longer, not shorter")
 
 
 def _arrivals(args: argparse.Namespace, config: TrainConfig, data: LongTailData) -> list[Arrival]:

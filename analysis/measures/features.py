@@ -65,8 +65,8 @@ def quality(case) -> Table:
     groups = {name: subject.groups.select(name) for name in settings.groups}
     found = feature_quality(features, labels, groups | {f"class:{c}": (c,) for c in range(len(subject.groups.counts))})
     if not any(q.classes for q in found):
-        raise InputError(f"max_samples={settings.max_samples} is out of range for quality: of {len(labels)} images no class has two, "
-                         "which a variance needs; use more")
+        raise InputError(f"max_samples={settings.max_samples} is out of range for quality: of {len(labels)} images no class has "
+                         "two, which a variance needs; use more")
     undefined = {q.group: list(q.undefined) for q in found if q.undefined}
     rows = [{name: value for name, value in vars(q).items() if name != "undefined"} for q in found]
     units = {"distance": "feature units", "variance": "feature units^2"}
