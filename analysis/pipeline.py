@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from analysis.operators import GaussNewtonOperator, HessianOperator, LinearOperator
+from analysis.operators.hessian import LossOperator
 from analysis.operators.replay import Remembered, note, noted
 from analysis.second_opinion import pyhessian_numbers
 from analysis.settings import Making, SpectrumSettings, stored_group
@@ -80,7 +81,7 @@ def stored_curvature(subject: Subject, epoch: int, group: str, settings: Spectru
 
 
 def build_operator(subject: Subject, batches: Batches, settings: SpectrumSettings, making: Making = Making(),
-                   choice: dict[str, Any] | None = None, *, share: float = 1.0) -> HessianOperator:
+                   choice: dict[str, Any] | None = None, *, share: float = 1.0) -> LossOperator:
     """Return the Hessian, or what `settings.operator` names, over some batches at the weights now loaded.
 
     `share` is that of the batches in all that the spectrum is of: one microbatch of many chooses as if it were all of them.

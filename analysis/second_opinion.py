@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from landscape.seeding import global_seed
+
 
 def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor], *,
                       seed: int = 0) -> dict[str, float]:
@@ -21,10 +23,9 @@ def pyhessian_numbers(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
     """
     from pyhessian import hessian
     twin = copy.deepcopy(model).eval().float()
-    with torch.random.fork_rng(devices=[0] if batch[0].is_cuda else []), warnings.catch_warnings():
+    with global_seed(seed, batch[0].device), warnings.catch_warnings():
         # It is how PyHessian works, and undone below.
         warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
-        torch.manual_seed(seed)
         engine = hessian(twin, lambda logits, targets: loss(logits, targets).mean(), data=(batch[0].float(), batch[1]),
                          cuda=batch[0].is_cuda)
         (eigenvalue,), _ = engine.eigenvalues(top_n=1)

@@ -78,6 +78,8 @@ class Making:
             raise InputError(f"engine={self.engine!r} is unknown: expected auto, {', '.join(ENGINES)}")
         if self.microbatch != "auto":
             _positive(self, "microbatch")
+        if self.memory != "auto" and not (isinstance(self.memory, (int, float)) and self.memory >= 0):
+            raise InputError(f"memory={self.memory!r} is out of range: expected auto or a number of bytes >= 0")
 
     def keywords(self, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the keywords of an operator: `choice`, what was chosen before, stands where nothing else is asked for."""

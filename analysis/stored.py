@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from analysis.subject import Subject
 from checkpoints.errors import RecordError
 from checkpoints.store import RunStore
-from landscape.distributed import is_main
+from landscape.distributed import Processes, is_main
 
 Record = TypeVar("Record")
-STALE_WITHOUT = ("checkpoint", "data", "classes", "spectra")    # inputs (where it has them) without whose like a record is stale
+DECISIVE = ("checkpoint", "data", "classes", "spectra")     # inputs that must be equal, where a record has them; else it is stale
 
 
 class OtherRecord(RecordError):
@@ -55,7 +55,24 @@ def stored_or_computed(store: RunStore, kind: str, inputs: dict[str, Any], compu
 
 def known(store: RunStore, kind: str, inputs: dict[str, Any], *, defaults: Mapping[str, Any] | None = None,
           overwrite: bool = False, **keys: Any) -> Any:
-    """Return the stored record of these inputs, or None; refuse to replace one that is as good but of other settings."""
+    """Return the stored record of these inputs, or None; refuse to replace one that is as good but of other settings.
+
+    Of several processes the first looks, and the others follow: somebody else may store a record between two looks.
+    """
+    here, found, refusal = Processes.present(), None, None
+    if here.rank == 0:
+        try:
+            found = _found(store, kind, inputs, defaults, overwrite, keys)
+        except OtherRecord as other:
+            refusal = other.found
+    is_known, refusal = here.first((found is not None, refusal))
+    if refusal is not None:
+        raise OtherRecord(refusal)
+    return store.read(kind, **keys) if is_known and found is None else found
+
+
+def _found(store: RunStore, kind: str, inputs: dict[str, Any], defaults: Mapping[str, Any] | None, overwrite: bool,
+           keys: dict[str, Any]) -> Any:
     if overwrite or not store.has(kind, **keys):
         return None
     record = store.read(kind, **keys)
@@ -63,7 +80,7 @@ def known(store: RunStore, kind: str, inputs: dict[str, Any], *, defaults: Mappi
     stored = stored | {"settings": {**json.loads(json.dumps(dict(defaults or {}))), **stored.get("settings", {})}}
     if stored == inputs:
         return record
-    if all(stored.get(key) == inputs.get(key) for key in STALE_WITHOUT):
+    if all(stored.get(key) == inputs.get(key) for key in DECISIVE):
         raise OtherRecord(f"{store.path} holds another {called(kind, **keys)}: {_difference(stored, inputs)}")
     return None
 

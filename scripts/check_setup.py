@@ -18,7 +18,7 @@ from scripts.options import add_common_arguments, emit_json, say
 NAME = "doctor"
 HELP = "check libraries, device, memory and data, and say what this machine is good for"
 REQUIRED = ("torch", "numpy", "scipy", "matplotlib", "seaborn", "h5py", "pandas", "scikit-learn", "pyhessian", "tqdm",
-            "filelock", "tomli-w", "Pillow")
+            "filelock", "psutil", "tomli-w", "Pillow")
 ARCHIVES = {"cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
             "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz")}
 GIB = 1024**3

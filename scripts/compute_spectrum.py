@@ -33,7 +33,7 @@ TEXTS = {
 KINDS = {"max_samples": int, "trace_error": float, "params": str}      # of settings whose default is None
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 GROUPS = re.compile(r"classes|all|head|tail|many|medium|few|class:\d+")
-DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

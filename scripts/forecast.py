@@ -1,6 +1,6 @@
 """How much a command would compute, how long that takes and how much memory: measured on a small piece of the work itself.
 
-    of_spectra(subject, groups, settings)           products of one microbatch of the largest and of the smallest group
+    of_spectra(subject, groups, settings, making)   products of one microbatch of the largest and of the smallest group
     of_surfaces(subject, settings, surfaces)        the forward pass of one batch
     of_gradients(subject, settings, images)         the gradient of one batch
     of_training(config, data)                       a few steps
@@ -133,7 +133,7 @@ class _Timing:
     samples: int
     once: float         # seconds for what later operators share: tracing, choosing
     setup: float        # seconds to build an operator
-    fresh: float        # seconds for the product of one vector, everything computed anew
+    fresh: float        # seconds for the product of one vector, what does not depend on it computed anew for each block
     kept: float         # seconds for the product of one vector where all that does not depend on it was kept
     bytes: float        # that it keeps
     vector_bytes: int
@@ -152,6 +152,7 @@ class _Timing:
         setup, operator = _timed(lambda: build_operator(subject, batch, settings, making, share=share))
         tell(f"{group}: timing products of {len(batch[0][1])} images")
         block = torch.ones(settings.num_probes, operator.size, dtype=operator.dtype, device=operator.device)
+        operator.release()      # what its checks have kept
         fresh, kept = (_timed(lambda: operator.matmat(block))[0] / len(block) for _ in range(2))
         return cls(len(batch[0][1]), max(first - setup, 0.0), setup, fresh, min(fresh, kept), operator.held_bytes,
                    block[0].nbytes, operator.engine)

@@ -85,8 +85,8 @@ def test_the_pieces_that_are_evaluated_are_compared_with_the_batches(batches, mi
 def test_a_mean_is_cut_and_never_padded_where_memory_runs_out(monkeypatch):
     engine = products.ENGINES["jvp"]
 
-    def narrow(objective, theta, traces, block=True):
-        prepare = engine(objective, theta, traces, block)
+    def narrow(objective, theta, traces):
+        prepare = engine(objective, theta, traces)
 
         def limited(batch):
             if len(batch) > 3:

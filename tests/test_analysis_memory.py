@@ -1,5 +1,6 @@
-import os
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ def machine(tmp_path, monkeypatch):
             (tmp_path / "fs" / name).write_text(f"{text}\n")
     monkeypatch.setattr(memory, "PROCESS", tmp_path)
     monkeypatch.setattr(memory, "GROUPS", tmp_path / "fs")
-    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": 1000}[name])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     return write
 
 
@@ -51,3 +52,10 @@ def test_microbatches_may_take_half_of_what_is_free_or_what_the_user_says(machin
 def test_of_a_gpu_the_driver_tells_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
     assert memory.free_memory(torch.device("cuda", 0)) == 700.0 and memory.budget("auto", torch.device("cuda", 0)) == 350.0
+
+
+def test_an_allocation_that_fails_is_known_on_a_cpu_too():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert memory.ran_out(caught.value) and memory.ran_out(torch.OutOfMemoryError("full")) and memory.ran_out(MemoryError())
+    assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

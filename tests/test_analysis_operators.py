@@ -439,6 +439,23 @@ def test_the_float64_twin_of_a_large_network_is_traced_too(monkeypatch):
     assert any(torch.float64 in key for key in traces if isinstance(key, tuple))
 
 
+def test_a_float64_twin_whose_trace_is_wrong_is_made_by_another_engine(monkeypatch):
+    real = products.trace
+
+    def off(product, theta, *rest):
+        def wrong(*inputs):
+            found, values = product(*inputs)
+            return 1.001 * found, values
+        return real(wrong if theta.dtype == torch.float64 else product, theta, *rest)
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "trace", off)
+    x, y = images(dtype=torch.float32)
+    operator = HessianOperator(make(InPlaceResidual, torch.float32), losses, [(x, y)], microbatch=2)
+    v = torch.randn(operator.size, dtype=torch.float64)
+    assert operator.engine == "linearized"
+    assert relative(operator.double() @ v, dense_hessian(operator._objective.double().model, x.double(), y) @ v) < 1e-13
+
+
 def test_the_gradients_rounding_is_its_distance_from_the_one_in_float64():
     model = make(InPlaceResidual)
     twin = HessianOperator(model, losses, [(X[:4], Y[:4]), (X[4:], Y[4:])]).gradient()

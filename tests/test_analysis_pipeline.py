@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from analysis import pipeline, second_opinion
 from analysis.operators import HessianOperator, replay
 from analysis.pipeline import compute_curvature
 from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
+from analysis.stored import OtherRecord
 from analysis.subject import Subject, group_batches
 from checkpoints import layout
 from checkpoints.errors import RecordError
@@ -257,6 +259,19 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
     assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_of_several_processes_the_first_tells_what_is_stored(store, monkeypatch, is_known):
+    subject = Subject.open(store)
+    stored, _ = compute_curvature(subject, 2, "class:1", SETTINGS)
+    other = SimpleNamespace(rank=1, first=lambda own: (is_known, None))     # which looked before, or after, somebody wrote
+    monkeypatch.setattr("analysis.stored.Processes.present", lambda: other)
+    found = pipeline.stored_curvature(subject, 2, "class:1", SETTINGS)
+    assert (found is not None) == is_known and (found is None or found.loss == stored.loss)
+    other.first = lambda own: (False, "it holds another")
+    with pytest.raises(OtherRecord, match="it holds another; replace it with --overwrite"):
+        pipeline.stored_curvature(subject, 2, "class:1", SETTINGS)
+
+
 def test_test_images_and_the_gauss_newton_matrix_are_stored_under_names_of_their_own():
     assert stored_group("class:3", replace(SETTINGS, split="test")) == "class:3@test"
     assert stored_group("tail", replace(SETTINGS, split="test", operator="gauss_newton")) == "tail@test+gauss_newton"
@@ -273,6 +288,7 @@ def test_a_block_is_stored_under_the_words_of_its_patterns(patterns, name):
 @pytest.mark.parametrize("kind, change, word", [
     (SpectrumSettings, dict(trace_error=1.5), "trace_error=1.5"), (SpectrumSettings, dict(params=()), "params="),
     (SpectrumSettings, dict(operator="fisher"), "hessian, gauss_newton"), (Making, dict(microbatch=0), "microbatch=0"),
+    (Making, dict(memory=-1), "memory=-1"),
     (SpectrumSettings, dict(num_probes=0), "num_probes=0"), (SpectrumSettings, dict(tol=0), "tol=0"),
     (SpectrumSettings, dict(split="dev"), "train, test"), (SurfaceSettings, dict(points=4), "odd"),
     (SurfaceSettings, dict(group="tail@fc"), "no directions"),

@@ -18,11 +18,14 @@ def batch_of(size):
     return Batch.of((torch.arange(size, dtype=torch.float64), torch.zeros(size)), torch.device("cpu"), torch.float64)
 
 
-def scarce(limit, held=10):
+FULL = [torch.OutOfMemoryError("injected"), RuntimeError("DefaultCPUAllocator: can't allocate memory: injected")]
+
+
+def scarce(limit, held=10, error=FULL[0]):
     """Return a `prepare` for the matrix (sum of inputs) I that has memory for `limit` samples at once."""
     def prepare(batch):
         if len(batch) > limit:
-            raise torch.OutOfMemoryError("injected")
+            raise error
         return Prepared(lambda V: (batch.tensors[0] * (batch.weights > 0)).sum() * V, held)
     return prepare
 
@@ -40,9 +43,10 @@ def test_batches_of_a_small_network_stay_whole_and_those_of_a_large_one_fit_the_
     assert max(len(b) for b in microbatches([batch_of(500)], "auto", torch.zeros(products.SMALL))) <= plan.SAMPLES["cpu"]
 
 
+@pytest.mark.parametrize("error", FULL, ids=["cuda", "cpu"])
 @pytest.mark.parametrize("limit, samples", [(16, 16), (15, 8), (4, 4), (1, 1)])
-def test_an_allocation_failure_halves_the_microbatches_and_goes_on(limit, samples):
-    kept = Kept(scarce(limit), [batch_of(16)], budget=1e9)
+def test_an_allocation_failure_halves_the_microbatches_and_goes_on(limit, samples, error):
+    kept = Kept(scarce(limit, error=error), [batch_of(16)], budget=1e9)
     assert torch.equal(kept.matmat(torch.ones(1, 2)), torch.full((1, 2), 120.0))
     assert kept.microbatch == samples and (samples == 16 or f"{samples} samples" in kept.notes[-1])
 
@@ -68,11 +72,12 @@ def test_a_single_sample_that_does_not_fit_is_refused():
         Kept(scarce(0), [batch_of(4)], budget=0).matmat(torch.ones(1, 2))
 
 
-def test_memory_that_runs_out_at_construction_halves_too(monkeypatch):
-    def engine(objective, theta, traces, block=True):
+@pytest.mark.parametrize("error", FULL, ids=["cuda", "cpu"])
+def test_memory_that_runs_out_at_construction_halves_too(monkeypatch, error):
+    def engine(objective, theta, traces):
         def prepare(batch):
             if len(batch) > 2:
-                raise torch.OutOfMemoryError("injected")
+                raise error
             return products.jvp(objective, theta, traces)(batch)
         return prepare
     monkeypatch.setitem(products.ENGINES, "linearized", engine)
@@ -189,9 +194,10 @@ def test_one_engine_at_a_time_keeps_microbatches(compiling, monkeypatch):
     assert max(most) == 1 and most.count(0) == 1        # the free memory is asked for once
 
 
-def test_memory_that_runs_out_under_a_faster_engine_leaves_the_first_and_its_microbatches(compiling, monkeypatch):
+@pytest.mark.parametrize("error", FULL, ids=["cuda", "cpu"])
+def test_memory_that_runs_out_under_a_faster_engine_leaves_the_first_and_its_microbatches(compiling, monkeypatch, error):
     def failing(split, *_):
-        raise torch.OutOfMemoryError("injected")
+        raise error
     monkeypatch.setitem(products.FINISHES, products.COMPILED, failing)
     model = make(InPlaceResidual)
     operator = HessianOperator(model, losses, [(X, Y)], expected_matvecs=10**6)
@@ -200,10 +206,18 @@ def test_memory_that_runs_out_under_a_faster_engine_leaves_the_first_and_its_mic
     assert relative_gap(operator.matmat(torch.eye(operator.size, dtype=torch.float64)), dense_hessian(model, X, Y)) < 1e-13
 
 
+def test_microbatches_that_are_let_go_are_prepared_again(monkeypatch):
+    operator, v = HessianOperator(make(InPlaceResidual), losses, [(X, Y)], engine="linearized"), torch.ones(123).double()
+    first = operator @ v
+    assert operator.held_bytes > 0
+    operator.release()
+    assert operator.held_bytes == 0 and torch.equal(operator @ v, first) and operator.held_bytes > 0
+
+
 def test_memory_that_ran_out_is_among_the_reasons_at_construction_and_in_a_product(monkeypatch):
     limit = [4]
 
-    def engine(objective, theta, traces, block=True):
+    def engine(objective, theta, traces):
         def prepare(batch):
             def product(V):
                 if len(batch) > limit[0]:

@@ -56,7 +56,8 @@ def test_a_forward_that_fails_is_told_with_the_names_of_the_batch():
     assert "batch 0 (x float32 (8, 5), y int64 (8,)" in text and "KeyError: 'inputs'" in text and isinstance(cause, KeyError)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full"), InputError("mine")])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full"), InputError("mine"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")])
 def test_a_lack_of_memory_and_our_own_errors_stay_what_they_are(error):
     def failing(z, t):
         raise error

@@ -132,7 +132,7 @@ def test_every_command_of_the_table_is_a_file():
 def test_scripts_shadow_no_package_and_no_standard_module():
     """Run as a file, a script puts its folder first on the path, and its siblings hide everything of their names."""
     libraries = {"torch", "numpy", "scipy", "matplotlib", "seaborn", "h5py", "pandas", "sklearn", "pyhessian", "tqdm",
-                 "filelock", "tomli_w", "PIL", "pytest"}
+                 "filelock", "psutil", "tomli_w", "PIL", "pytest"}
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__"}
     assert names & (set(PACKAGES) | libraries | set(sys.stdlib_module_names)) == set()
 

@@ -75,8 +75,10 @@ class Operator:
     def __sub__(self, other: LinearOperator) -> "Combination":
         return Combination.of((1.0, self), (-1.0, other))
 
-    def __rmul__(self, factor: float) -> "Combination":
+    def __mul__(self, factor: float) -> "Combination":
         return Combination.of((float(factor), self))
+
+    __rmul__ = __mul__
 
     def __neg__(self) -> "Combination":
         return Combination.of((-1.0, self))

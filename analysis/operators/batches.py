@@ -5,7 +5,7 @@ one reads the whole data and keeps a contiguous span of the samples; batches are
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,12 +113,12 @@ class Data:
     own: list[Batch]        # the batches, or pieces of them, of this process
     largest: Batch          # the first of the largest, whole
     num_samples: int        # of all processes together
-    digest: str             # of the whole data; empty where no other process has to agree
+    digest: str             # of the whole data, where they may change or another process has to agree
 
 
 def read(batches: Iterable, device: torch.device, dtype: torch.dtype, processes: Processes) -> Data:
     """Read the batches twice, refusing those that change: a Hessian of moving data is not one matrix."""
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise InputError("batches is an iterator that can be read once: pass a list, or a DataLoader without shuffling")
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise InputError(f"batches is a {type(batches).__name__}, whose items are taken for batches: wrap it in a "

@@ -20,6 +20,7 @@ from analysis.operators.objective import Objective, SampleLosses, Supervised
 from analysis.operators.plan import Wishes
 from analysis.operators.snapshot import Snapshot
 from analysis.operators.trial import first_evaluation
+from analysis.operators.verification import confirm, probe_vectors
 from landscape.distributed import Processes
 from landscape.errors import InputError
 from landscape.parameters import copied, flatten
@@ -174,17 +175,28 @@ class LossOperator(Snapshot):
         if engine == "linearized" and self.size >= products.SMALL and len(batches) > 2:
             prepare = products.linearized(objective, theta, self._traces)
             try:
-                for batch in batches[:1]:
-                    prepare(batch)
+                for batch in {batch.shapes: batch for batch in batches}.values():
+                    self._confirm_twin(prepare, objective, theta, batch)
                 return prepare
             except products.EngineError:
                 pass
         return products.ENGINES["jvp" if engine == "linearized" else engine](objective, theta, {})
 
+    def _confirm_twin(self, prepare: products.Linearized, objective: Objective, theta: Tensor, batch: Batch) -> None:
+        """Compare the twin's trace with another engine, once; EngineError where they differ, or there is no trace."""
+        mark, prepared = ("verified", *prepare.key(batch)), prepare(batch)
+        if mark not in self._traces:
+            self._traces[mark] = confirm("linearized", prepared.product(probe_vectors(theta)), objective, theta, batch)
+
     @property
     def held_bytes(self) -> int:
         """The memory that kept microbatches take."""
         return self._products.bytes if self._products else 0
+
+    def release(self) -> None:
+        """Let go of the kept microbatches; they are prepared again when they are next needed."""
+        if self._products:
+            self._products.release()
 
     def _refuse_moved(self) -> None:
         parameters = dict(self._model.named_parameters())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from analysis.operators.batches import Batch
+from analysis.operators.memory import ran_out
 from analysis.operators.prepared import Prepared, summed
 from analysis.operators.products import Prepare
 from landscape.errors import InputError
@@ -43,7 +44,9 @@ class Kept:
         while True:
             try:
                 return summed(self, V)
-            except torch.OutOfMemoryError as reason:
+            except RuntimeError as reason:
+                if not ran_out(reason):
+                    raise
                 self._retreat(reason)
 
     def __iter__(self) -> Iterator[Prepared]:

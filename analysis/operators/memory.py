@@ -1,9 +1,9 @@
 """How much memory there is to plan with: of the GPU, or of this machine within its control groups."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 SHARE = 0.5     # of the free memory: vectors, bases and other processes need the rest
@@ -19,8 +19,13 @@ def free_memory(device: torch.device) -> float:
     """Return the bytes that may still be taken: of the GPU, or of this machine within its control groups."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2e9
-    return min(free, _group_limit())
+    return min(psutil.virtual_memory().available, _group_limit())
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an allocation failed: of the memory of a CPU, torch says so by a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _group_limit() -> float:

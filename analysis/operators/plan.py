@@ -8,7 +8,6 @@ first, and nothing is compiled or captured twice.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from analysis.operators import products
@@ -16,7 +15,7 @@ from analysis.operators.batches import Batch
 from analysis.operators.checks import displaced
 from analysis.operators.graphs import supported
 from analysis.operators.kept import Kept, halved
-from analysis.operators.memory import budget
+from analysis.operators.memory import budget, ran_out
 from analysis.operators.objective import Objective
 from analysis.operators.products import COMPILED, GRAPHED
 from analysis.operators.tracing import compiled_stages
@@ -69,7 +68,9 @@ def choose(objective: Objective, theta: Tensor, batches: list[Batch], wishes: Wi
         attempt = _Attempt(objective, theta, batches, wishes, traces, room, dict(notes), frozenset(traces))
         try:
             return _choose(attempt)
-        except torch.OutOfMemoryError as reason:
+        except RuntimeError as reason:
+            if not ran_out(reason):
+                raise
             attempt.forget_finished()
             batches = halved(batches, reason)
             notes = {IN_MEMORY: f"memory ran out: {max(map(len, batches))} samples are evaluated at once"}
@@ -100,9 +101,9 @@ class _Attempt:
         """Return an engine's products, checked, or None with the reason noted."""
         try:
             return self._checked(name)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, NotImplementedError) as reason:
+            if ran_out(reason):
+                raise
             self.reasons[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             return None
 
@@ -140,7 +141,10 @@ class _Attempt:
         choice.products.release()       # there is room for one; the first prepares its microbatches again where it stays
         try:
             other = self.of(name)
-        except torch.OutOfMemoryError:  # what is only to be faster must not make the microbatches smaller
+        except RuntimeError as reason:
+            if not ran_out(reason):
+                raise
+            # What is only to be faster must not make the microbatches smaller.
             self.reasons[name] = "memory ran out"
             self.forget_finished()
             return choice

@@ -51,7 +51,6 @@ class Linearized:
     objective: Objective
     theta: Tensor
     traces: dict[tuple, Stages]
-    block: bool = True
     finish: str = ""        # one of FINISHES, for one vector at a time
     _shared: dict[tuple, Shared] = field(default_factory=dict)
 
@@ -68,7 +67,7 @@ class Linearized:
     def _pays_as_block(self, held: int) -> bool:
         """Tell whether several vectors are faster together: where dispatch, and not memory, is what takes the time."""
         dispatched = self.theta.numel() < SMALL and held <= BLOCKED.get(self.theta.device.type, BLOCKED["cuda"])
-        return self.block and not self.finish and dispatched
+        return not self.finish and dispatched
 
     @torch.no_grad()
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -123,29 +122,29 @@ def _samples(batch: Batch) -> tuple[Tensor, ...]:
     return *batch.tensors, batch.weights
 
 
-def linearized(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def linearized(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Keep what does not depend on v; only the linear part is evaluated for each vector."""
-    return Linearized(objective, theta, traces, block)
+    return Linearized(objective, theta, traces)
 
 
-def linearized_graphed(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def linearized_graphed(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """The same with the linear part captured as a CUDA graph, once a shape of batch."""
-    return Linearized(objective, theta, traces, block, GRAPHED)
+    return Linearized(objective, theta, traces, GRAPHED)
 
 
-def linearized_compiled(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def linearized_compiled(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """The same with the linear part compiled, once a shape of batch, and never evaluated eagerly instead."""
-    return Linearized(objective, theta, traces, block, COMPILED)
+    return Linearized(objective, theta, traces, COMPILED)
 
 
-def jvp(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def jvp(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Differentiate the gradient in direction v, forward over reverse; nothing is kept."""
     def prepare(batch: Batch) -> Prepared:
-        return Prepared(lambda V: apply_rows(lambda v: objective.product(theta, v, batch), V, block and theta.numel() < SMALL))
+        return Prepared(lambda V: apply_rows(lambda v: objective.product(theta, v, batch), V, theta.numel() < SMALL))
     return prepare
 
 
-def reverse(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def reverse(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Differentiate <gradient, v>, reverse over reverse, on the module's own parameters; the graph is built for each block."""
     def prepare(batch: Batch) -> Prepared:
         def product(V: Tensor) -> Tensor:
@@ -155,7 +154,7 @@ def reverse(objective: Objective, theta: Tensor, traces: dict, block: bool = Tru
     return prepare
 
 
-def differences(objective: Objective, theta: Tensor, traces: dict, block: bool = True) -> Prepare:
+def differences(objective: Objective, theta: Tensor, traces: dict) -> Prepare:
     """Difference the gradient at theta +- h v, |h v| = eps^(1/3) |theta|. Inexact: error O(h^2) plus rounding / h."""
     def prepare(batch: Batch) -> Prepared:
         return Prepared(lambda V: torch.stack([objective.differenced(theta, v, batch) for v in V]))

@@ -72,8 +72,8 @@ class Remembered(Like):
     def _recalled(self, digest: np.ndarray) -> np.ndarray | None:
         # What does not fit was made by another version of the program: it is passed over.
         for known, products, seconds in self._known:
-            self.seconds += seconds
             if np.array_equal(known, digest):
+                self.seconds += seconds
                 self._last_time = time.monotonic()
                 return products
         return None

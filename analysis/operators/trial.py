@@ -8,6 +8,7 @@ from torch import Tensor
 
 from analysis.operators.batches import Batch
 from analysis.operators.kernels import differentiable_kernels
+from analysis.operators.memory import ran_out
 from analysis.operators.objective import Objective, nested
 from landscape.errors import InputError
 
@@ -17,9 +18,9 @@ def first_evaluation(objective: Objective, batch: Batch) -> Iterator[None]:
     """Turn what is raised within into an InputError that names the batch; a lack of memory stays what it is."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, InputError):
-        raise
     except Exception as reason:
+        if isinstance(reason, InputError) or ran_out(reason):
+            raise
         cause = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or ['no message'])[0].rstrip('.')}"
         raise InputError(f"batch {batch.place} ({_described(batch)}; the first is batch 0) cannot be evaluated, {cause}; "
                          f"{_way_out(objective, batch, str(reason))}") from reason
