@@ -111,26 +111,40 @@ def _measured(subject: Subject, epoch: int, group: str, settings: SpectrumSettin
         note(journal, operator.choice)
     with Remembered(operator, journal, json.dumps(inputs, sort_keys=True)) as products:
         spectrum, pairs, trace = _decompose(products, settings, _telling(products, progress, recalled))
-    made_from = provenance(inputs=inputs, **_how(products), making=asdict(making), trace=_trace_facts(trace),
-                           seconds=time.perf_counter() - started + products.seconds)
+    seconds = time.perf_counter() - started + products.seconds
     whole = _whole_group(subject, group, settings, operator, pairs, trace.estimate.value)
-    cutoff = threshold([spectrum])
     return supported(Curvature(
-        epoch, stored_group(group, settings), operator.num_samples, available, operator.loss(),
-        _accuracy(subject.model, batches), subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
-        float(operator.gradient().norm()), spectrum, pairs, trace.estimate, negative_mass(spectrum, cutoff), cutoff,
-        extreme_ratio(pairs), parameter_norms(subject.model), {}, made_from, operator.gradient_error(), *whole))
+        epoch=epoch, group=stored_group(group, settings), num_samples=operator.num_samples, num_available=available,
+        **_at_the_point(subject, group, operator, batches), **whole, **_derived(spectrum, pairs), spectrum=spectrum,
+        eigenpairs=pairs, trace=trace.estimate, second_opinion={},
+        provenance=provenance(inputs=inputs, **_how(products), making=asdict(making), trace=_trace_facts(trace),
+                              seconds=seconds)))
+
+
+def _at_the_point(subject: Subject, group: str, operator: LossOperator, batches: Batches) -> dict[str, Any]:
+    """Return what a record tells of the weights themselves, by its fields."""
+    return {"loss": operator.loss(), "accuracy": _accuracy(subject.model, batches),
+            "test_accuracy": subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
+            "gradient_norm": float(operator.gradient().norm()), "gradient_error": operator.gradient_error(),
+            "parameter_norms": parameter_norms(subject.model)}
+
+
+def _derived(spectrum: Spectrum, pairs: EigenPairs) -> dict[str, Any]:
+    """Return what a record derives of its spectrum and pairs, by its fields."""
+    cutoff = threshold([spectrum])
+    return {"negative_mass": negative_mass(spectrum, cutoff), "threshold": cutoff, "extreme_ratio": extreme_ratio(pairs)}
 
 
 def _whole_group(subject: Subject, group: str, settings: SpectrumSettings, operator: LinearOperator, pairs: EigenPairs,
-                 trace: float) -> tuple[Estimate, Estimate]:
+                 trace: float) -> dict[str, Estimate]:
     """Return what a subset's Hessian says of the whole group's; unknown where it is that of all images, or inexact."""
     others = other_batches(subject, group, settings)
     if not others or not len(pairs.values) or not isinstance(operator, HessianOperator) or operator.engine in INEXACT:
-        return NO_SAMPLE, NO_SAMPLE
+        return {"group_curvature": NO_SAMPLE, "group_trace": NO_SAMPLE}
     _, available = group_images(subject, group, settings)
-    return whole_group(operator, pairs.vectors[0], float(pairs.values[0]), trace, others, available,
-                       torch.Generator().manual_seed(settings.seed + 1))
+    curvature, of_trace = whole_group(operator, pairs.vectors[0], float(pairs.values[0]), trace, others, available,
+                                      torch.Generator().manual_seed(settings.seed + 1))
+    return {"group_curvature": curvature, "group_trace": of_trace}
 
 
 def _telling(products: Remembered, progress: Counter | None, recalled: Counter | None) -> Counter | None:

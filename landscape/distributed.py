@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 
 T = TypeVar("T")
 SAME_ON_EVERY_RANK = ("pass the same model and the whole data on every rank (no DistributedSampler), "
@@ -107,7 +107,7 @@ class Processes:
             if self.count == 1:
                 raise
             failure = error
-        result, text = self.first((result, failure and _line(failure)))
+        result, text = self.first((result, failure and first_line(failure)))
         if text is not None:
             raise failure or InputError(f"rank 0 of {self.count}: {text}")
         return result
@@ -135,7 +135,7 @@ class Processes:
         return values
 
     def _raise(self, failure: Exception | None) -> None:
-        own = failure and (isinstance(failure, InputError), _line(failure))
+        own = failure and (isinstance(failure, InputError), first_line(failure))
         found = [(rank, *report) for rank, report in enumerate(self.gather(own)) if report]
         kind = InputError if all(is_input for _, is_input, _ in found) else RuntimeError
         rank, _, text = found[0]
@@ -179,10 +179,6 @@ def init_from_environment() -> Iterator[Processes]:
         yield Processes.present()
     finally:
         dist.destroy_process_group()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _wire() -> torch.device:

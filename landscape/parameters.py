@@ -83,14 +83,19 @@ def _by_seat(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 @contextmanager
 def moved_to(model: nn.Module, vector: Tensor) -> Iterator[nn.Module]:
     """Give the model the parameters `vector` (d,) for the length of a with block; the old ones return bit by bit."""
-    parameters = trainable(model)
-    pieces = unflatten(vector, model)
-    saved = [p.detach().clone() for p in parameters.values()]
-    try:
-        _copy(parameters.values(), pieces.values())
+    with holding(list(trainable(model).values()), vector):
         yield model
+
+
+@contextmanager
+def holding(leaves: Sequence[Tensor], vector: Tensor) -> Iterator[None]:
+    """Give tensors the values of a vector (d,) for the length of a with block; the old ones return bit by bit."""
+    pieces, saved = split_like(vector, leaves), [leaf.detach().clone() for leaf in leaves]
+    try:
+        _copy(leaves, pieces)
+        yield
     finally:
-        _copy(parameters.values(), saved)
+        _copy(leaves, saved)
 
 
 @torch.no_grad()

@@ -65,11 +65,11 @@ class Case:
         about = {"group": self.group, "parameters": size, "images": sum(len(y) for _, y in self.batches)}
         return about | {name: getattr(self.args, name) for name in names}
 
-    def ours(self, entry: dict) -> dict[str, Any]:
+    def ours(self) -> dict[str, Any]:
         """Compute the spectrum with our engine, both ends, each stage timed and split into products and the rest."""
         return self._spectrum(lambda nodes: "both")
 
-    def alike(self, entry: dict) -> dict[str, Any]:
+    def alike(self) -> dict[str, Any]:
         """Compute with our engine what PyHessian gives and no more: of the eigenvalues, the largest by magnitude."""
         return self._spectrum(lambda nodes: largest_end(nodes, self.args.num_pairs))
 
@@ -97,7 +97,7 @@ class Case:
                 "loss": operator.operator.loss(), "nodes": nodes, "weights": weights,
                 "orthogonality_loss": spectrum.orthogonality_loss}
 
-    def pyhessian(self, entry: dict) -> dict[str, Any]:
+    def pyhessian(self) -> dict[str, Any]:
         """Time gradient, our product and PyHessian's in turn; run PyHessian by its own rules."""
         args, operator = self.args, self.operator or self._set_up({})
         x, y = (torch.cat(parts) for parts in zip(*self.batches))
@@ -121,7 +121,7 @@ class Case:
                 "product_ratio": {name: timing.spread(rounds.ratios(name)) for name in rounds.seconds},
                 "peer_over_ours": timing.spread(rounds.compare("pyhessian", "ours"))}
 
-    def reference(self, entry: dict) -> dict[str, Any]:
+    def reference(self) -> dict[str, Any]:
         """Converge the pairs in float64 from ours, and average many probes for the trace."""
         args, operator = self.args, self.operator or self._set_up({})
         generator = torch.Generator().manual_seed(args.seed + 1)

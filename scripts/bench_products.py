@@ -28,7 +28,7 @@ if __name__ == "__main__":  # run as a file: Python has put this folder on the p
 import torch
 
 from analysis.operators.products import ENGINES
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 from landscape.models import ARCHITECTURES, build_model
 from scripts import bench_contestants as contestants
 from scripts import bench_timing as timing
@@ -38,7 +38,6 @@ from scripts.cli import reported
 from scripts.options import Parser
 
 PROG = "bench_products.py"
-STARTED = time.perf_counter()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, device: torch.device) -> tuple[Options, list[Entry]]:
-    for name, least in (("images", 2), ("repeats", 1), ("block", 0), ("expected_matvecs", 0)):
-        if getattr(args, name) < least:
-            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {least}")
+    timing.at_least(args, images=2, repeats=1, block=0, expected_matvecs=0)
     engines = ["auto", *ENGINES] if args.engines is None else args.engines
     contestants.check_engines(engines)
     build_model(args.arch, 100, 3, 32)      # a mistake before the notes
@@ -96,7 +93,7 @@ def _plan(args: argparse.Namespace, device: torch.device) -> tuple[Options, list
     if not entries:
         raise InputError("engines and peers are both empty: expected at least one contestant")
     for name in sorted(set(args.peers) - set(peers)):
-        _note(f"{name} is not installed and left out: pip install -e .[bench]")
+        timing.note(f"{name} is not installed and left out: pip install -e .[bench]")
     return Options(args.arch, args.images, args.data_dir, str(device), args.block, args.expected_matvecs), entries
 
 
@@ -106,11 +103,11 @@ def _set_up(problem: Problem, entries: list[Entry]) -> tuple[dict[str, dict], di
     built: dict[str, tuple[Entry, Built]] = {}
     for entry in entries:
         row = rows[entry.name] = {"name": entry.name, "side": entry.side, "keeps": entry.keeps, "block": entry.block}
-        _note(f"setting up {entry.name}")
+        timing.note(f"setting up {entry.name}")
         try:
             row |= _build(problem, entry, built)
         except (InputError, ImportError, RuntimeError, NotImplementedError, TypeError) as reason:
-            row["refused"] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+            row["refused"] = first_line(reason)
     for name in [name for name, (entry, _) in built.items() if _keeps_nothing_anyway(entry, rows, built)]:
         del rows[name], built[name]
     return rows, built
@@ -152,7 +149,7 @@ def _measure(problem: Problem, built: dict[str, tuple[Entry, Built]], rows: dict
         problem.gradient()
     return timing.interleave(problem.gradient, {name: call(*pair) for name, pair in built.items()}, rounds=args.repeats,
                              minutes=args.minutes, device=problem.device, after=compare,
-                             progress=lambda done, total: _note(f"round {done} of {total}"))
+                             progress=lambda done, total: timing.note(f"round {done} of {total}"))
 
 
 def _floor(problem: Problem, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -172,7 +169,7 @@ def _measure_memory(options: Options, rows: list[dict], args: argparse.Namespace
     for row in sorted(rows, key=lambda row: row["block"]):
         if time.perf_counter() - started >= 60 * args.memory_minutes:
             return
-        _note(f"memory of {row['name']}")
+        timing.note(f"memory of {row['name']}")
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
                 row["memory"] = pool.submit(memory_of, options, row["name"], row["side"], args.threads).result()
@@ -215,7 +212,8 @@ def _document(args: argparse.Namespace, machine: dict, problem: Problem, rows: d
                    and row["name"] == "auto"), None)
     return {"benchmark": "products", "unit": "one plain gradient", "arch": args.arch, "images": args.images,
             "data": problem.data_name, "parameters": problem.size, "dtype": "float32", "mode": "evaluation",
-            "float32_rounding": problem.rounding, "chosen": chosen, "machine": machine | {"load_average_after": timing._load()},
+            "float32_rounding": problem.rounding, "chosen": chosen,
+            "machine": machine | {"load_average_after": timing.load_average()},
             "gradient_seconds": timing.spread([s for part in rounds.reference.values() for s in part]),
             "rows": list(rows.values())}
 
@@ -274,10 +272,6 @@ def _against(prefix: str, peers: list[dict], own: list[dict], rounds: timing.Rou
     name = f"{ours['name']} ({document['chosen']})" if ours["name"].startswith("auto") and prefix == "" else ours["name"]
     return [f"{prefix}best peer {peer['name']} {peer['ratio']['median']:.2f}, ours {name} {ours['ratio']['median']:.2f}: "
             f"{factor['median']:.2f} times as fast (quartiles {factor['q1']:.2f}-{factor['q3']:.2f})"]
-
-
-def _note(text: str) -> None:
-    print(f"[{time.perf_counter() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{args.json} holds {group} with other settings: choose another file")
         for part in comparison.PARTS:
             if part in args.parts:
-                entry[part] = getattr(case, part)(entry) | {"machine": timing.machine(device)}
+                entry[part] = getattr(case, part)() | {"machine": timing.machine(device)}
                 timing.write_json(args.json, document)
         entry["summary"] = comparison.summarize(entry, args.tol, args.trace_error)
         timing.write_json(args.json, document)
@@ -96,11 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> list[int | None]:
     """Return the number of images of each group, None for all."""
-    least = {"num_matvecs": 2, "num_probes": 1, "num_pairs": 1, "batch_size": 1, "rounds": 1, "reference_probes": 2,
-             "reference_products": 0, "further_matvecs": 0}
-    for name, bound in least.items():
-        if getattr(args, name) < bound:
-            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {bound}")
+    timing.at_least(args, num_matvecs=2, num_probes=1, num_pairs=1, batch_size=1, rounds=1, reference_probes=2,
+                    reference_products=0, further_matvecs=0)
     for name in ("tol", "trace_error", "reference_tol", "minutes"):
         if not getattr(args, name) > 0:
             raise InputError(f"{name}={getattr(args, name)} is out of range: expected a number > 0")

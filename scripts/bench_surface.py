@@ -12,7 +12,6 @@ are compared with float64 at the same point.
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -40,7 +39,6 @@ from scripts.cli import reported
 from scripts.options import Parser
 
 PROG = "bench_surface.py"
-STARTED = time.perf_counter()
 LIMIT = 0.75                    # of a plain pass, that a point of ours may cost
 FASTER = 5.0                    # times, at least, that ours is to be as fast as the peer
 GROUPS = ("all", "head", "tail")
@@ -94,9 +92,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Time, print and write everything."""
     device = timing.set_up_torch(args.threads, args.device)
-    for name, least in (("images", 100), ("batch_size", 2), ("rounds", 1)):
-        if getattr(args, name) < least:
-            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {least}")
+    timing.at_least(args, images=100, batch_size=2, rounds=1)
     machine, problem = timing.machine(device), _problem(args, device)
     machine["versions"][PEER] = timing.installed(PEER)
     print(f"{args.arch}, {problem.num_images} {problem.data_name}, float32, evaluation mode; {machine['device']}, "
@@ -106,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         errors = _errors(problem, points)
         rounds = timing.interleave(lambda: _pass(problem.model, problem.batches), {
             name: (lambda turn, point=point: point()) for name, point in points.items()}, rounds=args.rounds,
-            minutes=args.minutes, device=device, progress=lambda done, total: _note(f"round {done} of {total}"))
+            minutes=args.minutes, device=device, progress=lambda done, total: timing.note(f"round {done} of {total}"))
     document = _document(args, machine, problem, rounds, errors, facts)
     timing.write_json(args.json, document)
     print("\n".join([_table(document), *_conclusion(document)]))
@@ -249,7 +245,7 @@ def _document(args: argparse.Namespace, machine: dict, problem: Problem, rounds:
     return {"benchmark": "surface", "unit": "one plain forward pass", "arch": args.arch, "images": problem.num_images,
             "batch_size": args.batch_size, "data": problem.data_name, "dtype": "float32",
             "groups_of_ours": list(problem.groups.names), "groups_of_the_peer": list(GROUPS), "measures": list(MEASURES),
-            "machine": machine | {"load_average_after": timing._load()}, "forms": facts, "rows": rows, "peer": peer,
+            "machine": machine | {"load_average_after": timing.load_average()}, "forms": facts, "rows": rows, "peer": peer,
             "peer_over_ours": timing.spread(rounds.compare(peer, OURS))}
 
 
@@ -272,10 +268,6 @@ def _conclusion(document: dict[str, Any]) -> list[str]:
     return [f"a point of ours ({form}; {groups} groups and classes): {ours['median']:.2f} of a plain pass, at most {LIMIT} asked",
             f"loss and accuracy of {', '.join(GROUPS)}: {factor['median']:.1f} times as fast as {document['peer']} "
             f"(quartiles {factor['q1']:.1f}-{factor['q3']:.1f}), at least {FASTER:g} asked"]
-
-
-def _note(text: str) -> None:
-    print(f"[{time.perf_counter() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ from landscape.errors import InputError
 from landscape.training import choose_device
 from scripts.options import plain
 
-__all__ = ["LEAST_ROUNDS", "LIBRARIES", "MIB", "Memory", "Rounds", "add_place_arguments", "compile_seconds",
-           "fresh_compiler_cache", "installed", "interleave", "machine", "plain", "release_memory", "set_up_torch", "spread",
-           "table", "timed", "write_json"]
+__all__ = ["LEAST_ROUNDS", "LIBRARIES", "MIB", "Memory", "Rounds", "add_place_arguments", "at_least", "compile_seconds",
+           "fresh_compiler_cache", "installed", "interleave", "load_average", "machine", "note", "plain", "release_memory",
+           "set_up_torch", "spread", "table", "timed", "write_json"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "saddle-landscape", "pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
 MIB = 2**20
+STARTED = time.perf_counter()
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,18 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write raw samples, versions and device")
+
+
+def at_least(args: argparse.Namespace, **bounds: int) -> None:
+    """Refuse an argument below its bound."""
+    for name, bound in bounds.items():
+        if getattr(args, name) < bound:
+            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {bound}")
+
+
+def note(text: str) -> None:
+    """Say what begins, and when, on standard error."""
+    print(f"[{time.perf_counter() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 def compile_seconds() -> float:
@@ -97,7 +111,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(), "python": platform.python_version(), "platform": platform.platform(),
-            "versions": {name: installed(name) for name in LIBRARIES}, "load_average": _load(),
+            "versions": {name: installed(name) for name in LIBRARIES}, "load_average": load_average(),
             "revision": revision(), "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 
@@ -152,5 +166,5 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _load() -> list[float]:
+def load_average() -> list[float]:
     return list(os.getloadavg()) if hasattr(os, "getloadavg") else []

@@ -13,7 +13,6 @@ Its throughput is compared with the staged average of ours, gamma of the steps i
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -40,7 +39,6 @@ from scripts.cli import reported
 from scripts.options import Parser
 
 PROG = "bench_training.py"
-STARTED = time.perf_counter()
 RELEASED = "SSE-SAM as released"
 STAGES = ("ssesam, stage I", "ssesam, stage II")
 LAST = ", channels last"
@@ -101,9 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, least in (("batch_size", 2), ("steps", 1), ("rounds", 1)):
-        if getattr(args, name) < least:
-            raise InputError(f"{name}={getattr(args, name)} is out of range: expected an integer >= {least}")
+    timing.at_least(args, batch_size=2, steps=1, rounds=1)
     if not 0 <= args.gamma <= 1:
         raise InputError(f"gamma={args.gamma} is out of range: expected 0 <= gamma <= 1, the share of steps in stage I")
 
@@ -145,7 +141,7 @@ def _measure(problem: Problem, args: argparse.Namespace) -> timing.Rounds:
     return timing.interleave(lambda: several("reference", reference),
                              {name: (lambda turn, name=name, step=step: several(name, step)) for name, step in steps.items()},
                              rounds=args.rounds, minutes=args.minutes, device=problem.device,
-                             progress=lambda done, total: _note(f"round {done} of {total}"))
+                             progress=lambda done, total: timing.note(f"round {done} of {total}"))
 
 
 def plain_sgd(problem: Problem) -> Step:
@@ -238,7 +234,7 @@ def _document(args: argparse.Namespace, machine: dict, problem: Problem, rounds:
     over = {layout: timing.spread(rounds.ratios(RELEASED) / ratio) for layout, ratio in staged.items()}
     return {"benchmark": "training", "unit": "one plain SGD step", "arch": args.arch, "batch_size": args.batch_size,
             "steps_per_round": args.steps, "data": problem.data_name, "dtype": "float32", "gamma": args.gamma,
-            "machine": machine | {"load_average_after": timing._load()}, "rows": rows,
+            "machine": machine | {"load_average_after": timing.load_average()}, "rows": rows,
             "staged_ratio": timing.spread(staged[""]), "released_over_staged": over[""],
             "staged_ratio_channels_last": timing.spread(staged[LAST]), "released_over_staged_channels_last": over[LAST]}
 
@@ -260,10 +256,6 @@ def _conclusion(document: dict[str, Any]) -> list[str]:
         return (f"ssesam over both stages at gamma = {document['gamma']:g}, {words}: {staged['median']:.2f} SGD steps, "
                 f"{factor['median']:.2f} times the released step's throughput (quartiles {factor['q1']:.2f}-{factor['q3']:.2f})")
     return [line("", "laid out alike"), line("_channels_last", "channels last")]
-
-
-def _note(text: str) -> None:
-    print(f"[{time.perf_counter() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def of_spectra(subject, groups: Sequence[str], settings, making, tell: Callable[
 
     groups: of each spectrum. `tell` is told what begins.
     """
-    from analysis.operators.plan import budget
+    from analysis.operators.memory import budget
     from analysis.subject import group_images
     if not groups:
         return Forecast({"products": 0}, 0.0, _memory_now(subject.device), str(subject.device), {"spectra": 0})
@@ -107,7 +107,7 @@ def of_gradients(subject, settings, images: int) -> Forecast:
     from analysis.subject import group_batches
     batch = group_batches(subject, "all", settings)[0][:1]
     model, loss = subject.cast(settings.dtype), subject.loss("CE")
-    seconds = min(_timed(lambda: mean_gradient(model, loss, batch))[0] for _ in range(2)) / len(batch[0][1])
+    seconds = min(_timed(lambda: mean_gradient(model, loss, batch), subject.device)[0] for _ in range(2)) / len(batch[0][1])
     return Forecast({"image gradients": images}, images * seconds, _memory_now(subject.device), str(subject.device))
 
 
@@ -148,12 +148,12 @@ class _Timing:
         whole = group_batches(subject, group, settings)[0]
         batch, share = whole[:1], len(whole[0][1]) / sum(len(labels) for _, labels in whole)
         tell(f"{group}: tracing and checking products (once)")
-        first, _ = _timed(lambda: build_operator(subject, batch, settings, making, share=share))
-        setup, operator = _timed(lambda: build_operator(subject, batch, settings, making, share=share))
+        first, _ = _timed(lambda: build_operator(subject, batch, settings, making, share=share), subject.device)
+        setup, operator = _timed(lambda: build_operator(subject, batch, settings, making, share=share), subject.device)
         tell(f"{group}: timing products of {len(batch[0][1])} images")
         block = torch.ones(settings.num_probes, operator.size, dtype=operator.dtype, device=operator.device)
         operator.release()      # what its checks have kept
-        fresh, kept = (_timed(lambda: operator.matmat(block))[0] / len(block) for _ in range(2))
+        fresh, kept = (_timed(lambda: operator.matmat(block), subject.device)[0] / len(block) for _ in range(2))
         return cls(len(batch[0][1]), max(first - setup, 0.0), setup, fresh, min(fresh, kept), operator.held_bytes,
                    block[0].nbytes, operator.engine)
 
@@ -181,16 +181,12 @@ def _forward_seconds(subject, images, dtype: str) -> float:
     with torch.no_grad(), evaluation_mode(model):
         forward = build_forward(model, images=[images[:8]], precision=dtype if dtype == "bfloat16" else None)
         pieces = forward.pieces(images)
-        return min(_timed(lambda: [forward(piece) for piece in pieces])[0] for _ in range(2))
+        return min(_timed(lambda: [forward(piece) for piece in pieces], images.device)[0] for _ in range(2))
 
 
-def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    import torch
-    started = time.perf_counter()
-    result = action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
+def _timed(action: Callable[[], Any], device) -> tuple[float, Any]:
+    from analysis.operators.rounds import timed
+    return timed(action, device)
 
 
 def _memory_now(device) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from fabricated_measures import fake_measurements
 
-from analysis.spectra.quadrature import negative_mass, t_interval, threshold, tridiagonal_rule
+from analysis.spectra.intervals import t_interval
+from analysis.spectra.quadrature import negative_mass, threshold, tridiagonal_rule
 from checkpoints.records import Curvature, EigenPairs, Estimate, Measurement, Spectrum, Surface
 
 SIZE = 400

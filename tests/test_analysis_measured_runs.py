@@ -6,7 +6,7 @@ from fabricated_measures import tidy
 from fabricated_runs import fake_run
 
 from analysis.findings import measured
-from analysis.spectra.quadrature import t_interval
+from analysis.spectra.intervals import t_interval
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 

@@ -4,7 +4,7 @@ from fabricated_runs import fake_run, fake_runs
 
 from analysis.findings import measured, summary
 from analysis.findings.methods import methods_table, plainest
-from analysis.spectra.quadrature import t_interval
+from analysis.spectra.intervals import t_interval
 from checkpoints.comparison import compare
 from figures.methods import print_methods
 from figures.options import Options

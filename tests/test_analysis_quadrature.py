@@ -5,8 +5,9 @@ from scipy.integrate import trapezoid
 
 from analysis.spectra import lanczos
 from analysis.spectra.lanczos import krylov
+from analysis.spectra.intervals import t_interval
 from analysis.spectra.quadrature import (bandwidth, density, density_band, mass_bracket, mass_parts, moments, negative_mass,
-                                         published_bandwidth, t_interval, threshold, tridiagonal_rule)
+                                         published_bandwidth, threshold, tridiagonal_rule)
 from analysis.spectra.spectrum import spectral_density
 from checkpoints.records import Spectrum
 from landscape.errors import InputError

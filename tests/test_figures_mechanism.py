@@ -4,7 +4,7 @@ import pytest
 from fabricated_runs import fake_run, fake_runs
 
 from analysis.measures.perturbations import region
-from analysis.spectra.quadrature import t_interval
+from analysis.spectra.intervals import t_interval
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from checkpoints.frames import frame

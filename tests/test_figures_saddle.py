@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from fabricated_runs import fake_run, fake_runs
 
-from analysis.spectra.quadrature import negative_mass, t_interval, threshold
+from analysis.spectra.intervals import t_interval
+from analysis.spectra.quadrature import negative_mass, threshold
 from checkpoints.comparison import compare
 from checkpoints.errors import RecordError
 from figures import saddle, style

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.spectra.quadrature import negative_mass, t_interval, threshold
+from analysis.spectra.intervals import t_interval
+from analysis.spectra.quadrature import negative_mass, threshold
 from checkpoints.comparison import Comparison, Member, check_same_object, classes_of
 from checkpoints.errors import RecordError
 from checkpoints.records import Curvature, Estimate

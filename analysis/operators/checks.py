@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.operators.batches import Batch
 from analysis.operators.objective import Objective
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 
 Kind = Callable[[Batch], Batch]                             # a batch as it is, or in float64
 Evaluated = Callable[[Objective, Tensor, Kind], Tensor]     # losses at theta, in one of the two
@@ -57,7 +57,7 @@ def _reached(objective: Objective, batch: Batch, leaves: Sequence[Tensor]) -> li
         try:
             return [slope is not None for slope in torch.autograd.grad(value, leaves, allow_unused=True)]
         except RuntimeError as reason:
-            raise InputError(f"the loss has no gradient ({str(reason).strip().splitlines()[0]}): checkpointing needs "
+            raise InputError(f"the loss has no gradient ({first_line(reason)}): checkpointing needs "
                              "use_reentrant=False") from reason
 
 
@@ -206,7 +206,7 @@ def refuse_narrow(objective: Objective, theta: Tensor, batch: Batch) -> None:
             objective.sample_losses(theta, batch)
         except (RuntimeError, NotImplementedError) as reason:
             raise InputError("there is no product in float64, the network or its loss holds values of another dtype "
-                             f"({str(reason).strip().splitlines()[0]})") from reason
+                             f"({first_line(reason)})") from reason
     if seen.operation:
         raise InputError(f"there is no product in float64, the network or its loss converts to less ({seen.operation}): use the "
                          "dtype of the inputs instead of .float()")

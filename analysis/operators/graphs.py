@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from analysis.operators.stages import Stages, TracingError
+from landscape.errors import first_line
 
 WARM_UPS = 3        # calls before the capture, in which libraries allocate what may not be allocated during it
 
@@ -55,7 +56,7 @@ def graphed(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor],
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as reason:      # an operation that waits for the device, for one
-            raise TracingError(f"CUDA graph: {(str(reason).strip().splitlines() or ['no message'])[0]}") from reason
+            raise TracingError(f"CUDA graph: {first_line(reason)}") from reason
 
 
 def supported(device: torch.device) -> bool:

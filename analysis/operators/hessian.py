@@ -22,7 +22,7 @@ from analysis.operators.snapshot import Snapshot
 from analysis.operators.trial import first_evaluation
 from analysis.operators.verification import confirm, probe_vectors
 from landscape.distributed import Processes
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 from landscape.parameters import copied, flatten
 
 
@@ -294,7 +294,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copied(model).eval()
     except (RuntimeError, TypeError) as reason:
-        raise InputError(f"the model cannot be copied ({str(reason).strip().splitlines()[0]}): keep no tensor of a past forward "
+        raise InputError(f"the model cannot be copied ({first_line(reason)}): keep no tensor of a past forward "
                          "in it, and use torch.nn.utils.parametrizations for weight and spectral norms") from reason
     for name, module in twin.named_modules():
         if (own := getattr(module, "_orig_mod", None)) is not None:

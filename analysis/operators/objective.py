@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_unflatten
 from analysis.operators.batches import Batch
 from analysis.operators.kernels import differentiable_kernels
 from landscape.errors import InputError
-from landscape.parameters import called_with, copied, flatten, split_like
+from landscape.parameters import called_with, copied, flatten, holding, split_like
 
 SampleLosses = Callable[[nn.Module, Any], Tensor]
 
@@ -146,12 +146,8 @@ class Objective:
     def moved_to(self, theta: Tensor) -> Iterator[list[nn.Parameter]]:
         """Give `self.model` the parameters theta for the length of a with block; the old ones return bit by bit."""
         leaves = self.leaves()
-        saved = [leaf.detach().clone() for leaf in leaves]
-        try:
-            _assign(leaves, split_like(theta, leaves))
+        with holding(leaves, theta):
             yield leaves
-        finally:
-            _assign(leaves, saved)
 
     def leaves(self) -> list[nn.Parameter]:
         """Return the parameters of `self.model` that form theta, in order."""
@@ -233,9 +229,3 @@ class _Shape:
 
     def numel(self) -> int:
         return self.shape.numel()
-
-
-@torch.no_grad()
-def _assign(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for leaf, value in zip(leaves, values):
-        leaf.copy_(value)

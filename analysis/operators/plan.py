@@ -20,7 +20,7 @@ from analysis.operators.objective import Objective
 from analysis.operators.products import COMPILED, GRAPHED
 from analysis.operators.tracing import compiled_stages
 from analysis.operators.verification import refuse_other_losses, verify
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 
 # Samples at once. On a CPU a microbatch should stay in the cache; a GPU is to be filled.
 SAMPLES = {"cpu": 64, "cuda": 1024}
@@ -104,7 +104,7 @@ class _Attempt:
         except (RuntimeError, NotImplementedError) as reason:
             if ran_out(reason):
                 raise
-            self.reasons[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+            self.reasons[name] = first_line(reason)
             return None
 
     def faster(self, choice: Choice) -> Choice:

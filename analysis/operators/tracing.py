@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.operators.convolutions import reroute
 from analysis.operators.stages import ZERO, Stages, TracingError, cut
+from landscape.errors import first_line
 
 aten, prims = torch.ops.aten, torch.ops.prims
 IDENTITIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
@@ -60,7 +61,7 @@ def _functional(product: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[
             traced = make_fx(functionalize(product))(*inputs)
             return make_fx(functionalize(traced))(*inputs) if any(map(_writes, traced.graph.nodes)) else traced
         except Exception as error:      # whatever defeats tracing is a reason to use another engine, shown to the user
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
     raise TracingError(reason)
 
 
@@ -164,10 +165,6 @@ def _writes(node: fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
-
-
 def compiled(stages: Stages, theta: Tensor, v: Tensor, samples: Sequence[Tensor], fixed: Sequence[Tensor]) -> Stages:
     """Compile the passes over a microbatch, constants being inputs. Raises TracingError where TorchInductor cannot.
 
@@ -190,5 +187,5 @@ def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable:
         function = compile(copy.deepcopy(graph), inputs)        # compiling rewrites the graph
         function(*inputs)
     except Exception as reason:     # no compiler, an operation it does not know: a reason to stay eager, shown to the user
-        raise TracingError(f"TorchInductor: {type(reason).__name__}: {_first_line(reason)}") from reason
+        raise TracingError(f"TorchInductor: {type(reason).__name__}: {first_line(reason)}") from reason
     return function

@@ -10,7 +10,7 @@ from analysis.operators.batches import Batch
 from analysis.operators.kernels import differentiable_kernels
 from analysis.operators.memory import ran_out
 from analysis.operators.objective import Objective, nested
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def first_evaluation(objective: Objective, batch: Batch) -> Iterator[None]:
     except Exception as reason:
         if isinstance(reason, InputError) or ran_out(reason):
             raise
-        cause = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or ['no message'])[0].rstrip('.')}"
+        cause = f"{type(reason).__name__}: {first_line(reason).rstrip('.')}"
         raise InputError(f"batch {batch.place} ({_described(batch)}; the first is batch 0) cannot be evaluated, {cause}; "
                          f"{_way_out(objective, batch, str(reason))}") from reason
 

@@ -4,12 +4,12 @@ One check a trace, since a traced product is a formula: where its loss agrees wi
 same shapes, the network took the same branches, and the formula is the same.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from analysis.operators import rounds
 from analysis.operators.batches import Batch
 from analysis.operators.objective import Objective
 from analysis.operators.prepared import Prepared, Product, summed
@@ -125,9 +125,8 @@ def tolerance(engine: str, dtype: torch.dtype) -> float:
 
 def timed(product: Callable[[Tensor], Tensor], V: Tensor) -> tuple[Tensor, float]:
     """Return a product and the seconds that each of its rows took."""
-    started = _clock(V)
-    HV = product(V)
-    return HV, (_clock(HV) - started) / len(V)
+    seconds, HV = rounds.timed(lambda: product(V), V.device)
+    return HV, seconds / len(V)
 
 
 def _is_rounding(values: Tensor, second: Tensor, other: str, objective: Objective, theta: Tensor, batch: Batch) -> bool:
@@ -144,9 +143,3 @@ def _is_rounding(values: Tensor, second: Tensor, other: str, objective: Objectiv
 def _in_double(name: str, objective: Objective, theta: Tensor, batch: Batch, U: Tensor) -> Tensor:
     wide = ENGINES[name](objective.double(), theta.double(), {})(batch.double()).product
     return wide(U.double())
-
-
-def _clock(tensor: Tensor) -> float:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
-    return time.perf_counter()

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import eigh_tridiagonal, solve_banded
 
-from analysis.spectra.intervals import law_interval, t_interval
+from analysis.spectra.intervals import law_interval
 from checkpoints.records import Estimate, Spectrum
 from landscape.errors import InputError
 
-__all__ = ["bandwidth", "density", "density_band", "largest_magnitude", "mass_bracket", "mass_parts", "moments",
-           "negative_mass", "num_steps", "published_bandwidth", "t_interval", "threshold", "tridiagonal_rule"]
 
 SPARE = 1.08    # room for calibration: a bracket without width adds nothing to an interval that holds the truth in just 95 %
 WIDEST = 2.0    # bandwidths: wider, and the density would spread visibly beyond the extreme eigenvalues

@@ -1,8 +1,10 @@
-"""Measures of negative curvature. Three quantities, three names; none is called a negative ratio.
+"""Measures of negative curvature from extreme pairs; none is called a negative ratio.
 
-    negative_mass         spectral weight below -threshold (analysis.spectra.quadrature): the share of descending directions
     extreme_ratio         |lambda_min| / |lambda_max|: how deep the deepest is (Rangwani et al. 2022)
     ritz_negative_share   share of negative values among the k extreme Ritz values: depends on k, for comparison only
+
+The share of all eigenvalues below -threshold is `analysis.spectra.quadrature.negative_mass`; whether a negative sign is certain
+stands with each pair, and `analysis.findings.verdict` judges by it.
 """
 
 import numpy as np
@@ -29,11 +31,3 @@ def extreme_ratio(pairs: EigenPairs) -> Estimate:
 def ritz_negative_share(pairs: EigenPairs) -> float:
     """Return the share of negative values among the pairs found at both ends; state k beside it."""
     return float(np.mean(pairs.values < 0))
-
-
-def negative_curvature_verified(pairs: EigenPairs) -> bool:
-    """Tell whether some reported direction has v'Hv < 0 beyond the rounding of the product: then lambda_min < 0 for certain.
-
-    The converse is never certain: without such a direction, `missed_below` says where an eigenvalue may still lie.
-    """
-    return bool(np.any(pairs.verified & (pairs.values64 < 0)))

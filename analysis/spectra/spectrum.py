@@ -9,11 +9,8 @@ import torch
 from analysis.operators import LinearOperator
 from analysis.spectra.lanczos import Krylov, krylov
 from analysis.spectra.quadrature import tridiagonal_rule
-from analysis.spectra.trace import estimate_trace, measure_trace
 from checkpoints.records import Spectrum
 from landscape.errors import InputError
-
-__all__ = ["estimate_trace", "measure_trace", "spectral_density"]
 
 
 def spectral_density(source: LinearOperator | Krylov, *, num_matvecs: int = 100, num_probes: int = 10,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 
 FORMS = ("auto", "folded", "channels_last", "plain")
 PIXELS = 2**16      # of a piece: the activations of so many fit a core's cache
@@ -111,7 +111,7 @@ def build_forward(model: nn.Module, form: str = "auto", *, images: Sequence[Tens
             raise InputError("its logits differ from the network's own")
         except Exception as reason:     # torch.fx raises whatever a network's own code raises when it is handed a proxy
             if form == "folded":
-                raise InputError(f"form='folded' is not for this network: {_line(reason)}; leave it at auto") from reason
+                raise InputError(f"form='folded' is not for this network: {first_line(reason)}; leave it at auto") from reason
     return ChannelsLast(model, precision, whole)
 
 
@@ -200,7 +200,3 @@ def _work_in_place(traced: fx.GraphModule) -> None:
 
 def _autocast(precision: str | None, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, getattr(torch, precision)) if precision else nullcontext()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from analysis.operators.along import Along, each_sample, number
 from analysis.operators.kernels import differentiable_kernels
 from analysis.surfaces.directions import Direction
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 from landscape.parameters import called_with, trainable, unflatten
 
 Losses = Callable[[Tensor, Tensor], Tensor]
@@ -84,7 +84,7 @@ def _tried(way: Callable[[], Tensor]) -> Tensor | str:
     try:
         return way().detach()
     except (RuntimeError, NotImplementedError) as error:    # what torch raises where an operation lacks a derivative
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
 
 
 def _forward_over_forward(phi: Along, labels: Tensor, num_classes: int) -> Tensor:

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from landscape.errors import InputError
+from landscape.errors import InputError, one_line
 
 BROKEN_IMAGES = ("stop", "skip")
 DEFAULT_SIZE = 224          # pixels
@@ -124,8 +124,8 @@ class ImageFiles:
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                raise InputError(f"a worker process that decodes images died ({_one_line(error)}): it may lack memory "
-                                 "or space in /dev/shm; pass fewer workers, or workers=0") from None
+                raise InputError(f"a worker process that decodes images died ({one_line(error, LONGEST_REASON)}): it may lack "
+                                 "memory or space in /dev/shm; pass fewer workers, or workers=0") from None
 
     @cached_property
     def _plan(self) -> "_Plan":
@@ -227,9 +227,4 @@ def _reason(error: Exception) -> str:
     # Pillow's and the system's messages repeat the path, which stands in ours.
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
-    return getattr(error, "strerror", None) or _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)[:LONGEST_REASON]
+    return getattr(error, "strerror", None) or one_line(error, LONGEST_REASON)

@@ -14,7 +14,7 @@ import struct
 
 import numpy as np
 
-from landscape.errors import InputError
+from landscape.errors import InputError, one_line
 
 # What a damaged or hostile byte stream makes the unpickler or a stand-in raise.
 BROKEN = (pickle.UnpicklingError, struct.error, EOFError, ValueError, TypeError, LookupError, AttributeError,
@@ -30,7 +30,7 @@ def read_pickle(raw: bytes, name: str) -> dict[str, object]:
             raise TypeError(f"it holds a {type(content).__name__} in place of a dictionary")
         return {text_of(key): value.array if isinstance(value, _Array) else value for key, value in content.items()}
     except BROKEN as error:
-        raise InputError(f"{name} is not a whole CIFAR file ({_one_line(error)}): "
+        raise InputError(f"{name} is not a whole CIFAR file ({one_line(error)}): "
                          "delete it, and put the file of the official python archive there") from None
 
 
@@ -94,8 +94,3 @@ class _BatchUnpickler(pickle._Unpickler):
         if (module, name) not in self.stand_ins:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
         return self.stand_ins[module, name]
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
