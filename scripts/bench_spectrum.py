@@ -28,8 +28,8 @@ from landscape.errors import InputError
 from scripts import bench_comparison as comparison, bench_timing as timing
 from scripts.bench_case import Case
 from scripts.cli import reported
-from scripts.compute_spectrum import add_place_arguments, chosen_epochs
 from scripts.options import Parser
+from scripts.run_arguments import add_place_arguments, chosen_epochs
 
 PROG = "bench_spectrum.py"
 

@@ -10,9 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from checkpoints.errors import RecordError
-from landscape.errors import InputError
 from landscape.settings import check_seed
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell
+from scripts.run_arguments import (add_epoch_argument, add_place_arguments, check_device, check_groups, chosen_epochs,
+                                   named_groups)
 from scripts.spectrum_plan import SpectraPlan, plan_spectra
 from scripts.spectrum_words import TABLE_FROM, summary, told
 from scripts.verdict_options import stated_weight_decay
@@ -32,8 +33,6 @@ TEXTS = {
     "params": "parameters that form theta, by name patterns such as 'layer1.*'; stored as GROUP@layer1; default: all"}
 KINDS = {"max_samples": int, "trace_error": float, "params": str}      # of settings whose default is None
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-GROUPS = re.compile(r"classes|all|head|tail|many|medium|few|class:\d+")
-DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,18 +86,6 @@ def memory_size(text: str) -> float | str:
     return float(found[1]) * UNITS[found[2]]
 
 
-def add_epoch_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--epoch`, the checkpoints that a command works on."""
-    parser.add_argument("--epoch", nargs="+", default=["last"], metavar="EPOCH", help="last, all, or numbers of stored epochs")
-
-
-def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add where the data lie and where to compute."""
-    parser.add_argument("--data_dir", type=Path, metavar="DIR",
-                        help="where CIFAR lies; default: $LANDSCAPE_DATA_DIR, else ./datasets")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-
-
 def run(args: argparse.Namespace) -> int:
     """Compute the spectra that are not stored yet and print all of them."""
     settings, making = _asked(args)
@@ -120,49 +107,41 @@ def _asked(args: argparse.Namespace):
     return settings, Making(args.engine, args.microbatch, args.memory)
 
 
-def check_groups(words: list[str]) -> None:
-    """Refuse the name of no class group; whether the data have it is for the run to tell."""
-    for word in words:
-        if not GROUPS.fullmatch(word):
-            raise InputError(f"group {word!r} is unknown: expected some of all, head, tail, many, medium, few, class:N, classes")
-
-
-def check_device(name: str) -> None:
-    """Refuse the name of no device; whether it is here is for torch to tell."""
-    if not DEVICES.fullmatch(name):
-        raise InputError(f"device={name!r} is unknown: expected auto, cpu, cuda or cuda:N")
-
-
 def _run(args: argparse.Namespace, settings, making, heard: bool) -> int:
-    from landscape.distributed import main_first
-    from analysis.subject import Subject
     from checkpoints.store import RunStore
-
     plans = [(store, chosen_epochs(store, args.epoch)) for store in map(RunStore.open, args.runs)]
     shown, others, traces = [], [], {}
     for store, epochs in plans:
-        tell(args, f"{store.path}: reading data")
-        with main_first():      # where data are downloaded, once
-            subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
-        groups = named_groups(subject, args.group)
-        _say_plan(args, store, epochs, groups, settings)
-        plan = plan_spectra(subject, epochs, groups, settings, making, overwrite=args.overwrite)
-        for line in plan.lines:
-            tell(args, line)
-        if args.dry_run:
-            shown.append({"run": str(store.path), **_forecast(args, subject, plan).document})
-        else:
-            if heard:
-                _foretell(args, subject, plan)
-            rows, other = _compute(args, subject, epochs, groups, settings, making)
-            shown, others = shown + rows, others + other
-            if rows:
-                say(args, told(rows))
+        rows, other = _of_run(args, store, epochs, settings, making, heard, traces)
+        shown, others = shown + rows, others + other
     emit_json(args, {"forecast" if args.dry_run else "spectra": shown} | ({"refused": list(map(str, others))} if others else {}))
     if shown and not args.dry_run:
         say(args, f"next: landscape figures {next_figure(shown, args.group)}")
     _refuse(others, len(shown))
     return 0
+
+
+def _of_run(args: argparse.Namespace, store, epochs: list[int], settings, making, heard: bool,
+            traces: dict) -> tuple[list[dict], list[RecordError]]:
+    """Compute, or with `--dry_run` forecast, the spectra of one run; return them and what was refused."""
+    from analysis.subject import Subject
+    from landscape.distributed import main_first
+    tell(args, f"{store.path}: reading data")
+    with main_first():      # where data are downloaded, once
+        subject = Subject.open(store, data_dir=args.data_dir, device=args.device, traces=traces)
+    groups = named_groups(subject, args.group)
+    _say_plan(args, store, epochs, groups, settings)
+    plan = plan_spectra(subject, epochs, groups, settings, making, overwrite=args.overwrite)
+    for line in plan.lines:
+        tell(args, line)
+    if args.dry_run:
+        return [{"run": str(store.path), **_forecast(args, subject, plan).document}], []
+    if heard:
+        _foretell(args, subject, plan)
+    rows, others = _compute(args, subject, epochs, groups, settings, making)
+    if rows:
+        say(args, told(rows))
+    return rows, others
 
 
 def next_figure(shown: list[dict], asked: list[str]) -> str:
@@ -226,31 +205,3 @@ def _compute(args: argparse.Namespace, subject, epochs: list[int], groups: list[
                 bar.recalled(each)
             bar.update(each * count - bar.done)      # what converged early, or was stored before, is done too
     return rows, others
-
-
-def chosen_epochs(store, wanted: list[str]) -> list[int]:
-    """Return the stored epochs that `--epoch` names; RecordError where one is not stored."""
-    stored = store.epochs
-    if not stored:
-        raise RecordError(f"{store.path} holds no checkpoint: train with --checkpoint_epochs, or let the training finish")
-    chosen: set[int] = set()
-    for word in wanted:
-        if word == "all":
-            chosen.update(stored)
-        elif word == "last":
-            chosen.add(stored[-1])
-        elif word.isdigit() and int(word) in stored:
-            chosen.add(int(word))
-        else:
-            raise RecordError(f"{store.path} holds no checkpoint of epoch {word}: expected last, all, or some of "
-                              f"{', '.join(map(str, stored))}")
-    return sorted(chosen)
-
-
-def named_groups(subject, wanted: list[str]) -> list[str]:
-    """Return the groups asked for, each known and not empty."""
-    names = [name for word in wanted
-             for name in ([f"class:{c}" for c in range(subject.data.num_classes)] if word == "classes" else [word])]
-    for name in names:
-        subject.groups.select(name)
-    return list(dict.fromkeys(names))

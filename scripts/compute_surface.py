@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from landscape.settings import check_seed
-from scripts.compute_spectrum import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
 from scripts.options import Progress, add_common_arguments, emit_json, say, tell, tell_reading
+from scripts.run_arguments import add_epoch_argument, add_place_arguments, check_device, chosen_epochs
 
 NAME = "surface"
 HELP = "evaluate every group's loss on a line or plane through the checkpoints of a run"

@@ -11,9 +11,9 @@ from typing import Any
 from checkpoints.errors import RecordError
 from landscape.errors import InputError
 from landscape.settings import check_seed
-from scripts.compute_spectrum import (add_epoch_argument, add_place_arguments, check_device, check_groups, chosen_epochs,
-                                      named_groups)
 from scripts.options import Progress, add_common_arguments, emit_json, nearest, say, tell
+from scripts.run_arguments import (add_epoch_argument, add_place_arguments, check_device, check_groups, chosen_epochs,
+                                   named_groups)
 
 NAME = "measure"
 HELP = "measure what sharpness-aware ascents, gradients and features do at the checkpoints of a run"
