@@ -125,7 +125,7 @@ def _at_the_point(subject: Subject, group: str, operator: LossOperator, batches:
     """Return what a record tells of the weights themselves, by its fields."""
     return {"loss": operator.loss(), "accuracy": _accuracy(subject.model, batches),
             "test_accuracy": subject.test_metrics.get(f"test_accuracy/{group}", float("nan")),
-            "gradient_norm": float(operator.gradient().norm()), "gradient_error": operator.gradient_error(),
+            "gradient_norm": float(operator.gradient().double().norm()), "gradient_error": operator.gradient_error(),
             "parameter_norms": parameter_norms(subject.model)}
 
 

@@ -116,8 +116,8 @@ class SurfaceSettings:
                batchnorm=(None, *BATCHNORM))
         self._settle()
         if "@" in self.group:
-            raise InputError(f"group={self.group!r} is out of range: eigenvectors of a block of parameters are no directions of "
-                             "the whole network; expected a class group")
+            raise InputError(f"group={self.group!r} is out of range: directions are eigenvectors over training images and all "
+                             "parameters; expected a class group alone, such as tail")
         if not isinstance(self.points, int) or self.points < 3 or self.points % 2 == 0:
             raise InputError(f"points={self.points} is out of range: expected an odd number >= 3, so that the "
                              "checkpoint is on the grid")
@@ -191,9 +191,9 @@ def stored_group(group: str, settings: SpectrumSettings) -> str:
 
 
 def surface_name(epoch: int, settings: SurfaceSettings) -> str:
-    """Return the name under which a surface is stored: epoch, directions, line or plane."""
+    """Return the name under which a surface is stored: epoch, directions, line or plane, and the split where it is test."""
     words = [f"{settings.group.replace(':', '-')}-eigen" if word.kind == "eigen" else word.slug for word in settings.words]
-    return f"epoch-{epoch:04d}-{'_'.join(words)[:80]}-{settings.dims}d"
+    return f"epoch-{epoch:04d}-{'_'.join(words)[:80]}-{settings.dims}d" + ("-test" if settings.split == "test" else "")
 
 
 def _positive(settings: object, *names: str) -> None:

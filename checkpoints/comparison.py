@@ -23,6 +23,7 @@ from checkpoints.variants import LOSS, check_vary, variants
 
 __all__ = ["Comparison", "Member", "check_same_object", "check_same_view", "classes_of", "compare"]
 
+UNKNOWN = "unknown"
 ORDER = ("sgd", "sam", "imbsam", "ssesam")   # as the papers list them; other optimizers follow in the order given
 SHARED = ("dataset", "imb_factor", "profile", "subset", "data_seed", "eta", "many", "few", "arch", "loss",
           "loss_options", "drw_epoch")
@@ -75,11 +76,18 @@ class Member:
         return epoch if epoch is not None and 0 < epoch < last else None
 
     @property
+    def opt(self) -> str:
+        """The optimizer, by name; "unknown" where nobody has stated it of imported weights."""
+        return self.config["opt"] if self._is_known("opt") else UNKNOWN
+
+    @property
     def weight_decay(self) -> float | None:
         """The weight decay that the run was trained with; None where nobody has stated it of imported weights."""
+        return self.config.get("weight_decay") if self._is_known("weight_decay") else None
+
+    def _is_known(self, setting: str) -> bool:
         origin = getattr(self.run, "provenance", {})
-        known = "imported" not in origin or "weight_decay" in (origin.get("stated") or ["weight_decay"])
-        return self.config.get("weight_decay") if known else None
+        return "imported" not in origin or setting in (origin.get("stated") or [setting])
 
     def curvature(self, epoch: int, group: str) -> Curvature:
         """Return one record, or say what makes it."""
@@ -214,20 +222,20 @@ def compare(runs: Iterable[Any], vary: str | Sequence[str] = ()) -> Comparison:
     vary = check_vary((vary,) if isinstance(vary, str) else vary, everyone)
     for member in everyone[1:]:
         _refuse_difference(everyone[0], member, [key for key in SHARED if key not in vary], "cannot share a figure or table")
-    opts = dict.fromkeys(member.config["opt"] for member in everyone)
+    opts = dict.fromkeys(member.opt for member in everyone)
     order = sorted(opts, key=lambda opt: ORDER.index(opt) if opt in ORDER else len(ORDER))
     pools = {name: members for opt in order
-             for name, members in variants(opt, [member for member in everyone if member.config["opt"] == opt], vary).items()}
+             for name, members in variants(opt, [member for member in everyone if member.opt == opt], vary).items()}
     return Comparison({name: _pool(members) for name, members in pools.items()}, vary)
 
 
 def _pool(members: list[Member]) -> tuple[Member, ...]:
     for member in members[1:]:
         keys = [key for key in sorted({*members[0].config, *member.config}) if key not in NO_MATTER]
-        _refuse_difference(members[0], member, keys, f"are both {member.config['opt']} and cannot be pooled", True)
+        _refuse_difference(members[0], member, keys, f"are both {member.opt} and cannot be pooled", True)
     seeds = [member.config.get("seed") for member in members]
     if len(set(seeds)) < len(seeds):
-        raise RecordError(f"seed={seeds}: runs of {members[0].config['opt']} repeat a seed; give each run once")
+        raise RecordError(f"seed={seeds}: runs of {members[0].opt} repeat a seed; give each run once")
     return tuple(sorted(members, key=lambda member: member.config.get("seed", 0)))
 
 

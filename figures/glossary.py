@@ -18,8 +18,8 @@ class Quantity:
 
 QUANTITIES = (
     Quantity("`lambda_min`, `lambda_max`", "extreme eigenvalues of the group's Hessian",
-             "residual |Hv − λv|, from products: some eigenvalue is that near. The sign is *verified* when a float64 product "
-             "confirms it."),
+             "residual |Hv − λv| and rounding |(H₆₄ − H)v|, from products: some eigenvalue is that near. The sign is *verified* "
+             "when a float64 product confirms it."),
     Quantity("`missed_below`", "where an undetected eigenvalue may still lie",
              "probability bound of Kuczyński and Woźniakowski (1992). Absence of negative curvature is never verified."),
     Quantity("`negative_mass`", "fraction of eigenvalues below −threshold",
@@ -27,7 +27,7 @@ QUANTITIES = (
              "the value is the geometric mean of each probe's bounds, "
              "and errs to the low side where they are far apart; the threshold is relative (1e-3 of max |λ|) and shared in a "
              "table"),
-    Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from both residuals"),
+    Quantity("`extreme_ratio`", "|λ_min| / |λ_max|, plotted by Rangwani et al. (2022)", "from residual and rounding of both"),
     Quantity("`trace`", "sum of all eigenvalues",
              "t interval from the second moments of its own products (XTrace: a jackknife), the extreme pairs deflated"),
     Quantity("`group_curvature`, `group_trace`", "where H is of some images only: the curvature of all the group's images along "

@@ -39,12 +39,12 @@ BANDS = {   # of several seeds, and of one: which interval it is
 
 
 def over_epochs(runs: Comparison, groups: Sequence[str], quantity: str, level: float = 0.95) -> pd.DataFrame:
-    """Return opt, group, epoch, value, low, high of one quantity at every epoch that any seed of the optimizer has.
+    """Return opt, group, epoch, value, low, high of one quantity at every epoch that any seed of the optimizer has of the group.
 
     A seed without a record that another seed has is an error. Negative mass is taken below one threshold for all.
     """
     pools = {(opt, group, epoch): runs.curvatures(opt, epoch, group)
-             for opt in runs.optimizers for group in groups for epoch in runs.curvature_epochs(opt, groups)}
+             for opt in runs.optimizers for group in groups for epoch in runs.curvature_epochs(opt, (group,))}
     pools = summary.with_shared_threshold(pools, level)
     rows = []
     for (opt, group, epoch), records in pools.items():

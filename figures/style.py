@@ -24,7 +24,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
-from checkpoints.comparison import Comparison, classes_of
+from checkpoints.comparison import UNKNOWN, Comparison, classes_of
 from checkpoints.errors import RecordError
 from checkpoints.exactness import inexact
 from checkpoints.records import Curvature
@@ -95,6 +95,8 @@ def look(opt: str) -> Look:
     opt, _, setting = opt.partition(" ")
     spare = SPARE_COLORS[sum(opt.encode()) % len(SPARE_COLORS)]
     row, behind = FAMILY.get(opt), f", {setting_name(setting)}" if setting else ""
+    if opt == UNKNOWN:
+        return Look(f"optimizer unknown{behind}", spare, "v")
     return Look(row.name + behind, row.color or spare, row.marker) if row else \
         Look(opt.rpartition(":")[2].upper() + behind, spare, "v")
 
@@ -130,7 +132,7 @@ def group_marker(group: str) -> str:
 def _class_number(group: str) -> int:
     """Return k of class:k, 0 of any other name."""
     number = group.rpartition(":")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 def group_name(group: str) -> str:

@@ -68,9 +68,9 @@ def detailed_table(found: Judged) -> Markup:
              _cell("yes" if verdict.verified_min else "no"), _cell(summary.number_text(record.gradient_norm)),
              _cell(_missed(verdict)), tag("span", verdict.sentence, class_="long")]
             for (group, _), row in found.items() for member, record, verdict in row]
-    heads = ["run, group", joined([LAMBDA_MIN, " ± residual"]), "sign verified", "|∇L|", "nothing below, but with probability",
-             "verdict and evidence"]
-    return tag("details", tag("summary", f"Every run: {len(rows)} rows with residuals and evidence"), table(heads, rows),
+    heads = ["run, group", joined([LAMBDA_MIN, " ± residual and rounding"]), "sign verified", "|∇L|",
+             "nothing below, but with probability", "verdict and evidence"]
+    return tag("details", tag("summary", f"Every run: {len(rows)} rows with error bars and evidence"), table(heads, rows),
                open=len(rows) <= FEW)
 
 
@@ -104,7 +104,7 @@ def _with_residual(record: Curvature) -> str:
     pairs = record.eigenpairs
     if not pairs.values.size:
         return "none computed"
-    text = f"{summary.number_text(pairs.values[0])} ± {pairs.residuals[0]:.1e}"
+    text = f"{summary.number_text(pairs.values[0])} ± {pairs.radii[0]:.1e}"
     return text if pairs.converged[0] else f"{text} (not converged)"
 
 

@@ -30,7 +30,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
         _set(True, False, deterministic_cudnn=True, benchmark=False)
         yield
     except RuntimeError as error:
-        if operation := _without_deterministic_form(error):
+        if operation := without_deterministic_form(error):
             raise InputError(f"deterministic: {operation} has no deterministic form on this device: "
                              "train on the CPU, use a network without it, or leave deterministic out") from error
         raise
@@ -45,7 +45,8 @@ def _set_workspace() -> None:
                          f"{', '.join(WORKSPACE_SIZES)}; change it, or unset it")
 
 
-def _without_deterministic_form(error: RuntimeError) -> str | None:
+def without_deterministic_form(error: RuntimeError) -> str | None:
+    """Return the operation that torch refuses to do deterministically, where that is what an error says."""
     found = re.search(r"(\S+) does not have a deterministic implementation", str(error))
     return found and found[1]
 

@@ -24,7 +24,8 @@ from landscape.configuration import TrainConfig
 from landscape.data import LongTailData, load_data
 from landscape.data.batches import batch_sizes, shuffled_batches
 from landscape.distributed import Processes
-from landscape.errors import DivergedError, InputError
+from landscape.determinism import without_deterministic_form
+from landscape.errors import DivergedError, InputError, first_line
 from landscape.evaluation import evaluate
 from landscape.groups import ClassGroups
 from landscape.losses import loss_options, needs_cosine_head, needs_views
@@ -246,7 +247,13 @@ def check_outputs(model: nn.Module, data: LongTailData, dtype: torch.dtype) -> N
     count, device = min(2, len(data.train)), data.train.labels.device
     images = torch.zeros(count, *data.train.images.shape[1:], dtype=data.train.images.dtype, device=device)
     with evaluation_mode(model), torch.random.fork_rng(devices=[]):
-        shape = tuple(model(data.inputs(images, dtype)).shape)
+        try:
+            shape = tuple(model(data.inputs(images, dtype)).shape)
+        except RuntimeError as reason:
+            if without_deterministic_form(reason):
+                raise
+            raise InputError(f"the model does not take the data's images, {tuple(images.shape[1:])} each "
+                             f"({first_line(reason)}): choose the dataset that it is for") from reason
     expected = (count, data.num_classes)
     if shape != expected:
         raise InputError(

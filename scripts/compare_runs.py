@@ -128,7 +128,7 @@ def _signed(text: str) -> str:
 
 def _lines(runs: Comparison, tables: dict[str, tuple], notes: list[str]) -> Iterator[str]:
     for name, members in runs.members.items():
-        yield f"{name}  {', '.join(member.name for member in members)} ({members[0].config.get('opt')})"
+        yield f"{name}  {', '.join(member.name for member in members)} ({members[0].opt})"
     for name, (frame, printed) in tables.items():
         if not len(frame):
             yield "\nno setting differs" if name == "settings" else f"\n{name}: nothing to compare"
@@ -174,5 +174,5 @@ def _write(folder: Path, tables: dict[str, tuple]) -> list[Path]:
 def _document(runs: Comparison, tables: dict[str, tuple], notes: list[str], files: list[Path]) -> dict[str, Any]:
     from analysis.findings.summary import as_json
     pools = {name: {"runs": [member.name for member in members], "seeds": [member.config.get("seed") for member in members],
-                    "opt": members[0].config.get("opt")} for name, members in runs.members.items()}
+                    "opt": members[0].opt} for name, members in runs.members.items()}
     return {"pools": pools, "not_compared": notes, "files": files} | {name: as_json(frame) for name, (frame, _) in tables.items()}

@@ -47,7 +47,7 @@ def chosen_epochs(store, wanted: list[str]) -> list[int]:
             chosen.update(stored)
         elif word == "last":
             chosen.add(stored[-1])
-        elif word.isdigit() and int(word) in stored:
+        elif word.isdecimal() and int(word) in stored:
             chosen.add(int(word))
         else:
             raise RecordError(f"{store.path} holds no checkpoint of epoch {word}: expected last, all, or some of "

@@ -107,8 +107,8 @@ def _curvature(record: Curvature) -> dict[str, Any]:
         "epoch": record.epoch, "group": record.group, "inexact": word, "num_samples": record.num_samples,
         "num_available": record.num_available, "loss": record.loss, "accuracy": record.accuracy,
         "test_accuracy": record.test_accuracy, "gradient_norm": record.gradient_norm, "theta_norm": theta_norm(record),
-        **{name: {"value": pairs.values[end], "residual": pairs.residuals[end], "converged": pairs.converged[end],
-                  "verified": pairs.verified[end]} for name, end in ends.items()},
+        **{name: {"value": pairs.values[end], "residual": pairs.residuals[end], "radius": pairs.radii[end],
+                  "converged": pairs.converged[end], "verified": pairs.verified[end]} for name, end in ends.items()},
         "trace": _estimate(record.trace), "negative_mass": _estimate(record.negative_mass),
         "threshold": record.threshold, "extreme_ratio": _estimate(record.extreme_ratio),
     }
@@ -209,7 +209,7 @@ def _curvature_lines(curvatures: list[dict[str, Any]]) -> Iterator[str]:
     if not curvatures:
         yield "\nspectra: none"
         return
-    yield "\nspectra (eigenvalues in nats / parameter^2; +- is the residual; [low, high] as the record's interval)"
+    yield "\nspectra (eigenvalues in nats / parameter^2; +- is residual and rounding; [low, high] as the record's interval)"
     for entry in curvatures:
         yield (f"  epoch {entry['epoch']}, group {entry['group']}: {entry['num_samples']} of {entry['num_available']} "
                f"samples, loss {entry['loss']:.5g}, accuracy {entry['accuracy']:.2%}, "
@@ -236,7 +236,7 @@ def _end(end: dict[str, Any]) -> str:
     marks = [] if end["converged"] else ["not converged"]
     if end["value"] < 0:
         marks.append("verified negative" if end["verified"] else "sign not verified")
-    return f"{end['value']:.6g} +- {end['residual']:.1g}" + (f" ({', '.join(marks)})" if marks else "")
+    return f"{end['value']:.6g} +- {end['radius']:.1g}" + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _interval(estimate: dict[str, Any]) -> str:

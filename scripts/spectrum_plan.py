@@ -16,6 +16,7 @@ class SpectraPlan:
 
     missing: tuple[tuple[int, str], ...]    # epoch, group: to be computed
     stored: int                             # how many are given back
+    stale: tuple[tuple[int, str], ...]      # of those missing, what is stored of other weights or data: replaced
     others: tuple[str, ...]                 # what is stored of other settings, in words: left as it is
     settings: Any
     making: Any
@@ -24,6 +25,8 @@ class SpectraPlan:
     def lines(self) -> list[str]:
         """What is not computed, for people."""
         kept = [f"{self.stored} of {self.stored + len(self.missing) + len(self.others)} stored already"] if self.stored else []
+        stale = ", ".join(f"{group} at epoch {epoch}" for epoch, group in self.stale)
+        kept += [f"stale, of other weights or data, and to be replaced: {stale}"] if stale else []
         return kept + ([f"left as they are, of other settings: {'; '.join(self.others)}: --overwrite replaces them; the others "
                         "are computed"] if self.others else [])
 
@@ -43,13 +46,16 @@ def plan_spectra(subject, epochs: Sequence[int], groups: Sequence[str], settings
     """Look up, epoch by epoch, which spectra are stored as they are asked for; with `overwrite` all are missing."""
     from analysis.pipeline import stored_curvature
     from analysis.stored import OtherRecord
-    missing, stored, others = [], 0, []
+    from analysis.settings import stored_group
+    missing, stored, stale, others = [], 0, [], []
     for epoch, group in ((epoch, group) for epoch in epochs for group in groups):
         try:
             if stored_curvature(subject, epoch, group, settings, making, overwrite=overwrite) is None:
                 missing.append((epoch, group))
+                is_there = subject.store.has("curvature", epoch=epoch, group=stored_group(group, settings))
+                stale += [(epoch, group)] if is_there and not overwrite else []
             else:
                 stored += 1
         except OtherRecord as other:
             others.append(other.found)
-    return SpectraPlan(tuple(missing), stored, tuple(others), settings, making)
+    return SpectraPlan(tuple(missing), stored, tuple(stale), tuple(others), settings, making)

@@ -74,12 +74,13 @@ def _shortfall(record: Curvature) -> tuple[float, float, float]:
     top, pairs = record.second_opinion["pyhessian_top_eigenvalue"], record.eigenpairs
     place = int(abs(pairs.values).argmax())
     ours, sign = abs(float(pairs.values[place])), 1 if pairs.values[place] >= 0 else -1
-    residual = 0.0 if inexact(record) else float(pairs.residuals[place])
+    residual = 0.0 if inexact(record) else float(pairs.radii[place])
     return ours - sign * top, residual + STOPPING * abs(top), ours
 
 
 def _pair(pairs, index: int) -> dict:
     return {"value": float(pairs.values[index]), "residual": float(pairs.residuals[index]),
+            "radius": float(pairs.radii[index]),
             "converged": bool(pairs.converged[index]), "rounding": float(pairs.rounding[index]),
             "rounding_above_tol": bool(pairs.rounding[index] > pairs.tol * abs(pairs.values[index])),
             "sign_verified_in_float64": bool(pairs.verified[index])}
@@ -105,7 +106,7 @@ def _lines(row: dict) -> list[str]:
         words += ["sign verified in float64"] if pair["sign_verified_in_float64"] else []
         if pair["rounding_above_tol"]:
             words.append(f"of products in less than float64, {pair['rounding']:.1e} off")
-        lines.append(f"  {name:14} {pair['value']:+.6g} +- {pair['residual']:.1e} (residual; {', '.join(words)})")
+        lines.append(f"  {name:14} {pair['value']:+.6g} +- {pair['radius']:.1e} (residual and rounding; {', '.join(words)})")
     missed = row["missed_below"]
     lines.append(f"  nothing below  {missed['low']:+.6g} (missed with probability {1 - missed['level']:.0%})"
                  if not isnan(missed["low"]) else "  nothing below  not bounded")
@@ -152,11 +153,11 @@ def _table(rows: list[dict]) -> list[str]:
     lines = [f"{'epoch':>5} {'group':16} {'images':>11} {'loss':>9} {'lambda_min':>22} {'lambda_max':>22} {'trace':>11} "
              f"{'negative mass':>13}"]
     for row in rows:
-        low, high = (f"{row[name]['value']:+.4g} +- {row[name]['residual']:.0e}" for name in ("lambda_min", "lambda_max"))
+        low, high = (f"{row[name]['value']:+.4g} +- {row[name]['radius']:.0e}" for name in ("lambda_min", "lambda_max"))
         used = f"{row['num_samples']} / {row['num_available']}"
         lines.append(f"{row['epoch']:5} {row['group']:16} {used:>11} {row['loss']:9.4g} {low:>22} {high:>22} "
                      f"{row['trace']['value']:11.4g} {row['negative_mass']['value']:13.3g}")
-    return [*lines, f"+- is the residual; engine {', '.join(sorted({str(row['engine']) for row in rows}))}, why: --json",
+    return [*lines, f"+- is residual and rounding; engine {', '.join(sorted({str(row['engine']) for row in rows}))}, why: --json",
             *_remarks(rows)]
 
 

@@ -11,6 +11,7 @@ from analysis.operators.kernels import Rewritten
 from analysis.spectra.extremes import extreme_eigenpairs
 from analysis.surfaces.directions import random_direction
 from analysis.surfaces.surface import loss_surface
+from landscape.errors import InputError
 from landscape.groups import ClassGroups
 from landscape.losses.table import LOSSES, build_loss
 from landscape.parameters import flatten
@@ -21,6 +22,18 @@ SHAPES = [((7, 5), (7,)), ((5,), ()), ((3, 4, 2, 2), (3, 2, 2)), ((6, 1), (6,))]
 def ours(*args, **options):
     with Rewritten():
         return F.cross_entropy(*args, **options)
+
+
+class Scaled(nn.Module):
+    """A network whose logits are scaled by a value that autograd does not see."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        z = self.net(x)
+        return z * (1 + z.detach().abs().mean(1, keepdim=True) / 50)
 
 
 def plain(logits, labels):
@@ -80,9 +93,30 @@ def test_what_torch_refuses_is_refused(logits, labels):
             function(logits, labels)
 
 
-@pytest.mark.parametrize("labels, options", [(torch.full((4, 3), 1 / 3), {}), (torch.zeros(4, dtype=torch.uint8), {}),
+@pytest.mark.parametrize("options", [{"weight": torch.ones(5)}, {"weight": torch.ones(2)}, {"weight": torch.ones(3).double()},
+                                     {"weight": torch.ones(3, dtype=torch.long)}, {"reduction": "avg"}])
+def test_weights_and_reductions_that_torch_refuses_are_refused(options):
+    for function in (F.cross_entropy, ours):
+        with pytest.raises((RuntimeError, ValueError)):
+            function(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), **options)
+
+
+def test_a_class_ruled_out_beside_ignored_samples_gives_numbers():
+    z = torch.randn(6, 4, dtype=torch.float64).masked_fill(torch.arange(4) == 0, -np.inf)
+    y = torch.tensor([1, -100, 2, 3, -100, 1])
+    for derivative in (torch.func.grad, torch.func.hessian):
+        found, expected = (derivative(lambda z: function(z, y))(z) for function in (ours, F.cross_entropy))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_labels_that_are_bytes_keep_their_digits():
+    logits, labels = torch.tensor([[30.0, 0.0, 1.0]]), torch.tensor([0])
+    assert torch.equal(ours(logits, labels.byte()), ours(logits, labels))
+
+
+@pytest.mark.parametrize("labels, options", [(torch.full((4, 3), 1 / 3), {}),
                                              (torch.zeros(4, dtype=torch.long), {"label_smoothing": 0.1})])
-def test_soft_labels_bytes_and_smoothing_are_torch_s_own(labels, options):
+def test_soft_labels_and_smoothing_are_torch_s_own(labels, options):
     logits = torch.randn(4, 3)
     assert torch.equal(ours(logits, labels, **options), F.cross_entropy(logits, labels, **options))
 
@@ -120,6 +154,24 @@ def test_torch_s_own_derivatives_lose_them():
     torch_s = flatten(torch.autograd.grad((flatten(slope) * v).sum(), parameters))
     expected = operator.double() @ v.double()
     assert relative(operator @ v, expected) < 3e-5 and relative(torch_s, expected) > 5e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [1e-5, 1e-12, 1e-20, 1e-30])
+def test_a_false_gradient_is_refused_however_well_the_network_fits_and_a_true_one_is_not(loss, dtype):
+    net, x, y = fitted(loss)
+    net, x = net.to(dtype), x.to(dtype)
+    assert HessianOperator(net, plain, [(x, y)]).engine == "linearized"
+    with pytest.raises(InputError, match="a detach or no_grad"):
+        HessianOperator(Scaled(net), plain, [(x, y)])
+
+
+def test_products_that_float32_cannot_hold_say_so_and_float64_has_them():
+    net, x, y = fitted(1e-40)
+    with pytest.raises(InputError, match="near the least that float32 holds: use float64"):
+        HessianOperator(net, plain, [(x, y)], engine="reverse")
+    operator = HessianOperator(net.double(), plain, [(x.double(), y)], engine="reverse")
+    assert float((operator @ torch.ones(operator.size, dtype=torch.float64)).norm()) > 0
 
 
 def test_its_loss_gradient_and_gauss_newton_matrix_keep_theirs():

@@ -291,7 +291,7 @@ def test_a_block_is_stored_under_the_words_of_its_patterns(patterns, name):
     (Making, dict(memory=-1), "memory=-1"),
     (SpectrumSettings, dict(num_probes=0), "num_probes=0"), (SpectrumSettings, dict(tol=0), "tol=0"),
     (SpectrumSettings, dict(split="dev"), "train, test"), (SurfaceSettings, dict(points=4), "odd"),
-    (SurfaceSettings, dict(group="tail@fc"), "no directions"),
+    (SurfaceSettings, dict(group="tail@fc"), "a class group alone"),
     (SurfaceSettings, dict(dims=3), "dims=3"), (SurfaceSettings, dict(span=-1), "span=-1")])
 def test_bad_settings_are_named_with_their_range(kind, change, word):
     with pytest.raises(InputError, match=word):

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from matrices import SPECTRA, matrix, seeded
 
@@ -13,6 +16,14 @@ PAIRS = extreme_eigenpairs(PLAIN, 3, generator=seeded())
 def test_the_extreme_ratio_lies_within_its_residual_bounds():
     ratio, true = extreme_ratio(PAIRS), 2 / 10
     assert ratio.low <= true <= ratio.high and ratio.kind == "residual" and ratio.value == pytest.approx(true, rel=1e-6)
+
+
+def test_rounding_widens_the_extreme_ratio():
+    pairs = replace(PAIRS, residuals=0 * PAIRS.residuals, rounding=0.01 * np.abs(PAIRS.values))
+    ratio = extreme_ratio(pairs)
+    assert ratio.low == pytest.approx(0.2 * 0.99 / 1.01) and ratio.high == pytest.approx(0.2 * 1.01 / 0.99)
+    unknown = replace(pairs, rounding=np.full(len(pairs.values), np.nan))
+    assert extreme_ratio(unknown).low == extreme_ratio(unknown).high == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("which", ["lower", "upper"])

@@ -188,6 +188,13 @@ def test_test_images_and_blocks_of_parameters_are_named():
     assert "of the test images' loss; in the parameters layer1.* alone" in judge(record).sentence
 
 
+def test_products_that_all_vanish_in_float32_decide_nothing_and_in_float64_they_do():
+    nothing = measured(np.zeros(SIZE), dtype=torch.float32)
+    found = judge(with_settings(nothing, dtype="float32"))
+    assert found.kind == verdict.UNDECIDED and "--dtype float64" in found.sentence
+    assert judge(with_settings(nothing, dtype="float64")).kind == verdict.NONE_FOUND
+
+
 def test_a_loss_that_is_not_the_cross_entropy_is_named():
     assert "of the training loss, not of the cross-entropy" in judge(with_settings(measured(SADDLE), loss="training")).sentence
     assert "cross-entropy" not in judge(with_settings(measured(SADDLE), loss="CE")).sentence

@@ -192,6 +192,12 @@ def test_unequal_numbers_of_seeds_are_told_one_by_one():
     assert runs.seeds_in_words(str.upper) == "seeds: 2 of SGD, 1 of SAM" and runs.num_seeds == 2
 
 
+def test_the_optimizer_of_imported_weights_is_unknown_where_nobody_has_stated_it():
+    made, stated = fake_run("sgd", 0, **FEW), fake_run("sgd", 1, **FEW)
+    made.provenance, stated.provenance = {"imported": {}, "stated": ["arch"]}, {"imported": {}, "stated": ["opt"]}
+    assert compare([made, stated]).optimizers == ("sgd", "unknown")
+
+
 @pytest.mark.parametrize("provenance, value", [({}, 0.002), ({"imported": {}, "stated": ["opt"]}, None),
                                                ({"imported": {}, "stated": ["weight_decay"]}, 0.002), ({"imported": {}}, 0.002)])
 def test_the_weight_decay_of_imported_weights_is_known_where_it_was_stated(provenance, value):

@@ -128,6 +128,11 @@ def test_a_training_elsewhere_that_goes_on_becomes_longer_unless_its_length_was_
     assert "epoch=21 of b.pth is out of range: expected 0 <= epoch <= epochs=20" in capsys.readouterr().err
 
 
+def test_weights_of_other_images_are_one_line(files, capsys):
+    assert landscape("import", "a.pth", "--arch", "mlp", "--dataset", "digits", "--out", "other", "--quiet") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_without_a_word_of_the_epoch_it_is_the_last_and_that_is_said(files, capsys):
     assert landscape("import", "a.pth", *SYNTHETIC, "--epochs", 30, "--out", "run") == 0
     assert "a.pth does not say after how many epochs it was saved: taken for the last, 30" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_json_is_one_document_with_the_same_numbers(run, capsys):
     assert main(["inspect", "--json", str(run.path)]) == 0
     document = json.loads(capsys.readouterr().out)
     tail = next(entry for entry in document["curvatures"] if entry["group"] == "tail")
-    assert tail["lambda_min"] == {"value": -0.5, "residual": 1e-6, "converged": True, "verified": True}
+    assert tail["lambda_min"] == {"value": -0.5, "residual": 1e-6, "radius": 1e-6, "converged": True, "verified": True}
     assert tail["lambda_max"]["value"] == 4.0 and tail["test_accuracy"] is None
     assert tail["negative_mass"] == {"value": 0.1, "low": None, "high": None, "level": 0.95, "kind": "probes"}
     assert document["metrics"]["test_accuracy/tail"] == {"epoch": 1, "value": 0.25}

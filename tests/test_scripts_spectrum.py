@@ -121,6 +121,22 @@ def test_a_forecast_leaves_out_what_is_stored_and_names_what_is_of_other_setting
     assert "of other settings" in err and "seed=0 there, 1 here" in err and f"at most {one['products']} products" in out
 
 
+def test_what_is_stale_is_told_before_it_is_replaced(run, tmp_path, capsys):
+    run = copied(run, tmp_path)
+    words = ["spectrum", run, "--group", "medium", *QUICK]
+    landscape(*words, "--quiet")
+    store = RunStore.open(run)
+    with store.writer():
+        store.write(replace(store.read("checkpoint", epoch=1), epoch=2))
+    assert landscape(*words, "--dry_run") == 0
+    assert "stale, of other weights or data, and to be replaced: medium at epoch 2" in capsys.readouterr().err
+
+
+def test_an_epoch_that_is_no_number_is_one_line(run, capsys):
+    assert landscape("spectrum", run, "--epoch", "\u00b2") == 2
+    assert "holds no checkpoint of epoch \u00b2" in capsys.readouterr().err
+
+
 def test_surfaces_stored_already_are_no_part_of_a_forecast(run, tmp_path, capsys):
     words = ["surface", copied(run, tmp_path), "--points", "3", "--dims", "1"]
     landscape(*words, "--epoch", "1", "--quiet")

@@ -200,6 +200,8 @@ def _unfit(record: Curvature, lowest: int | None) -> str:
         return f"the gradient norm is {record.gradient_norm}"
     if not np.isfinite(record.eigenpairs.values).all():
         return "an eigenvalue is not finite"
+    if _settings(record).get("dtype") == "float32" and not record.eigenpairs.values.any():
+        return "every product is 0 in float32, as where the loss is less than it holds: --dtype float64 tells more"
     return ""
 
 

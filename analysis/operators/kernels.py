@@ -72,13 +72,15 @@ def _cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, 
     Those of torch's own are differences of probabilities near 1, p_y - 1 for one, of which rounding eps leaves eps / loss.
     """
     dim = min(input.ndim - 1, 1)
-    plain = target.dtype == torch.int64 and target.shape == input.shape[:dim] + input.shape[dim + 1:] and not label_smoothing
-    if not plain or size_average is not None or reduce is not None:
+    plain = (target.dtype in (torch.int64, torch.uint8) and target.shape == input.shape[:dim] + input.shape[dim + 1:]
+             and (weight is None or (weight.shape, weight.dtype) == (input.shape[dim:dim + 1], input.dtype))
+             and reduction in ("none", "mean", "sum") and not label_smoothing and size_average is None and reduce is None)
+    if not plain:
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-    ignored = target == ignore_index
-    index = target.masked_fill(ignored, 0).unsqueeze(dim)
-    gaps = (input - input.gather(dim, index)).scatter(dim, index, torch.finfo(input.dtype).min)
-    losses = F.softplus(gaps.logsumexp(dim), threshold=LINEAR).masked_fill(ignored, 0)
+    ignored, least = target == ignore_index, torch.finfo(input.dtype).min
+    index = target.long().masked_fill(ignored, 0).unsqueeze(dim)
+    gaps = (input - input.gather(dim, index)).scatter(dim, index, least).masked_fill(ignored.unsqueeze(dim), least)
+    losses = F.softplus(gaps.logsumexp(dim), threshold=LINEAR)      # 0 where all is at its least
     shares = (~ignored).to(input.dtype) if weight is None else weight[index.squeeze(dim)].masked_fill(ignored, 0)
     losses = losses if weight is None else losses * shares
     return losses if reduction == "none" else losses.sum() / shares.sum() if reduction == "mean" else losses.sum()

@@ -17,6 +17,7 @@ from analysis.operators.products import ENGINES, EngineError
 from landscape.errors import InputError
 
 FITTED = 1e-8   # what rounding leaves in float64 where a network fits its data, and losses are 1e-6 of their logits
+UNDERFLOW = 1e4     # times the least normal number that a product's largest entry has to be
 KINKS = 10      # times the rounding of another engine, measured, that a float32 product may be off
 
 
@@ -48,11 +49,15 @@ def check(product: Product, theta: Tensor, limit: float) -> tuple[Tensor, float]
     for later, word in ((again, "second"), (third, "third")):
         if (gap := relative_gap(later, first)) > limit:
             raise EngineError(f"its {word} call differs from the first by {gap:.1e}")
-    left, right = (U[0] * first[1]).sum(), (U[1] * first[0]).sum()
-    scale = first.norm() * U.norm()
-    if (gap := float((left - right).abs() / scale.clamp_min(torch.finfo(theta.dtype).tiny))) > limit:
+    largest, least = float(first.abs().max()), UNDERFLOW * torch.finfo(theta.dtype).tiny
+    if 0 < largest < least:
+        raise EngineError(f"its values, at most {largest:.1e}, are near the least that {str(theta.dtype).removeprefix('torch.')} "
+                          "holds: use float64")
+    left, right = (float((u.double() * hu.double()).sum()) for u, hu in zip(U, first.flip(0)))
+    scale = float(first.double().norm() * U.double().norm())
+    if (gap := abs(left - right) / scale if scale else 0.0) > limit:
         raise EngineError(f"it is not symmetric: u'Hv and v'Hu differ by {gap:.1e}, so the gradient is not that of the loss "
-                          "(a no_grad or detach inside the forward?)")
+                          "(a no_grad or detach inside the forward? or a loss of rounding alone, where F.cross_entropy is not)")
     return first, min(one, other)
 
 
@@ -110,8 +115,8 @@ def probe_vectors(theta: Tensor) -> Tensor:
 
 def relative_gap(a: Tensor, b: Tensor) -> float:
     """Return |a - b| / max(|a|, |b|); 0 where both vanish, infinite where one is not finite."""
-    scale = float(torch.maximum(a.norm(), b.norm()))
-    gap = float((a - b).norm())
+    a, b = a.double(), b.double()       # squares of small float32 numbers are zero
+    scale, gap = float(torch.maximum(a.norm(), b.norm())), float((a - b).norm())
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
     return gap / scale if scale > 0 else 0.0

@@ -14,14 +14,14 @@ from landscape.errors import InputError
 
 
 def extreme_ratio(pairs: EigenPairs) -> Estimate:
-    """Return |lambda_min| / |lambda_max| from pairs of both ends, with bounds from the residuals; InputError for pairs of one.
+    """Return |lambda_min| / |lambda_max| from pairs of both ends, with bounds from their radii; InputError for pairs of one.
 
-    Each end lies within its residual of an eigenvalue, so the ratio of those eigenvalues lies within [low, high]. Where
+    Each end lies within residual and rounding of an eigenvalue, so the ratio of those eigenvalues lies within [low, high]. Where
     nothing negative was found, lambda_min is the smallest Ritz value all the same, and the ratio says nothing of a saddle.
     """
     if pairs.which != "both":
         raise InputError(f"which={pairs.which!r} is out of range: a ratio of both ends needs pairs of both, which=\"both\"")
-    (low, high), (low_r, high_r) = np.abs(pairs.values[[0, -1]]), pairs.residuals[[0, -1]]
+    (low, high), (low_r, high_r) = np.abs(pairs.values[[0, -1]]), pairs.radii[[0, -1]]
     value = low / high if high > 0 else np.nan
     largest = (low + low_r) / (high - high_r) if high > high_r else np.inf
     smallest = max(low - low_r, 0.0) / (high + high_r) if high + high_r > 0 else np.nan
