@@ -53,8 +53,8 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
     `progress` is told of every product, `recalled` of those among them that an earlier process made.
     `verify="pyhessian"` adds that library's top eigenvalue and trace, computed on the same images.
     """
-    if verify == "pyhessian" and (settings.params is not None or settings.operator != "hessian"):
-        raise InputError("verify='pyhessian' knows the Hessian over all parameters alone: leave out params and operator")
+    if verify == "pyhessian":
+        _refuse_unverifiable(settings)
     stored = stored_curvature(subject, epoch, group, settings, making, overwrite=overwrite)
     if stored is not None and (verify is None or stored.second_opinion):
         return stored, False
@@ -66,6 +66,14 @@ def compute_curvature(subject: Subject, epoch: int, group: str, settings: Spectr
         subject.store.write(record)
         _journal(subject.store, epoch, group, inputs, making).clear()
     return record, stored is None
+
+
+def _refuse_unverifiable(settings: SpectrumSettings) -> None:
+    if settings.params is not None or settings.operator != "hessian":
+        raise InputError("verify='pyhessian' knows the Hessian over all parameters alone: leave out params and operator")
+    if Processes.present().count > 1:
+        raise InputError("verify='pyhessian' is the work of one process, for which the others would wait: ask for it without "
+                         "torchrun, when the spectra are stored")
 
 
 def stored_curvature(subject: Subject, epoch: int, group: str, settings: SpectrumSettings, making: Making = Making(), *,

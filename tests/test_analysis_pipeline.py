@@ -259,6 +259,13 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
     assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
 
 
+def test_another_library_is_not_asked_while_other_processes_wait(store, monkeypatch):
+    subject = Subject.open(store)
+    monkeypatch.setattr("analysis.pipeline.Processes.present", lambda: SimpleNamespace(count=2))
+    with pytest.raises(InputError, match="without torchrun"):
+        compute_curvature(subject, 2, "tail", SETTINGS, verify="pyhessian")
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_of_several_processes_the_first_tells_what_is_stored(store, monkeypatch, is_known):
     subject = Subject.open(store)
