@@ -186,7 +186,7 @@ class LossOperator(Snapshot):
         """Compare the twin's trace with another engine, once; EngineError where they differ, or there is no trace."""
         mark, prepared = ("verified", *prepare.key(batch)), prepare(batch)
         if mark not in self._traces:
-            self._traces[mark] = confirm("linearized", prepared.product(probe_vectors(theta)), objective, theta, batch)
+            self._traces[mark] = confirm("linearized", prepared.product(probe_vectors(theta)[:1]), objective, theta, batch)
 
     @property
     def held_bytes(self) -> int:

@@ -71,7 +71,8 @@ def refuse_false_sum(prepared: Prepared, values: Tensor, theta: Tensor, limit: f
 
 
 def confirm(name: str, values: Tensor, objective: Objective, theta: Tensor, batch: Batch) -> dict[str, float]:
-    """Compare with a second, independent engine, and return its seconds; with differences in float64 where there is none.
+    """Compare the products with the first probe vectors with those of a second, independent engine, and return its seconds; with
+    differences in float64 where there is none.
 
     Where both differ, since activations at a kink fall on either side of it by rounding alone, neither may be farther from the
     float64 product than the other times KINKS.
@@ -79,7 +80,7 @@ def confirm(name: str, values: Tensor, objective: Objective, theta: Tensor, batc
     if name == "differences":
         return {}
     other = "reverse" if name != "reverse" else "jvp"
-    limit, U = tolerance(other, theta.dtype), probe_vectors(theta)
+    limit, U = tolerance(other, theta.dtype), probe_vectors(theta)[:len(values)]
     try:
         second, seconds = timed(ENGINES[other](objective, theta, {})(batch).product, U)
         timings = {other: seconds}
