@@ -13,7 +13,7 @@ import torch
 from analysis import pipeline, second_opinion
 from analysis.operators import HessianOperator, replay
 from analysis.pipeline import compute_curvature
-from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group
+from analysis.settings import Making, SpectrumSettings, SurfaceSettings, stored_group, surface_name
 from analysis.stored import OtherRecord
 from analysis.subject import Subject, group_batches
 from checkpoints import layout
@@ -259,6 +259,15 @@ def test_pyhessian_is_really_asked(subject, monkeypatch):
     assert numbers["pyhessian_top_eigenvalue"] == 123.0 and numbers["pyhessian_trace"] == 1.5
 
 
+def test_a_gradient_whose_squares_float32_does_not_hold_has_its_length(store, monkeypatch):
+    asked = replace(SETTINGS, dtype="float32", num_matvecs=3, num_probes=1, num_pairs=1, max_matvecs=0)
+    plain = compute_curvature(Subject.open(store), 1, "class:0", asked, overwrite=True)[0]
+    monkeypatch.setattr(Subject, "loss", lambda self, name: lambda z, t: 1e-25 * torch.nn.functional.cross_entropy(
+        z, t, reduction="none"))
+    small = compute_curvature(Subject.open(store), 1, "class:0", asked, overwrite=True)[0]
+    assert small.gradient_norm == pytest.approx(1e-25 * plain.gradient_norm, rel=1e-4) and small.gradient_norm > 0
+
+
 def test_another_library_is_not_asked_while_other_processes_wait(store, monkeypatch):
     subject = Subject.open(store)
     monkeypatch.setattr("analysis.pipeline.Processes.present", lambda: SimpleNamespace(count=2))
@@ -282,6 +291,7 @@ def test_of_several_processes_the_first_tells_what_is_stored(store, monkeypatch,
 def test_test_images_and_the_gauss_newton_matrix_are_stored_under_names_of_their_own():
     assert stored_group("class:3", replace(SETTINGS, split="test")) == "class:3@test"
     assert stored_group("tail", replace(SETTINGS, split="test", operator="gauss_newton")) == "tail@test+gauss_newton"
+    assert surface_name(3, SurfaceSettings(split="test")) == surface_name(3, SurfaceSettings()) + "-test"
 
 
 @pytest.mark.parametrize("patterns, name", [

@@ -25,6 +25,14 @@ def test_values_are_means_with_t_intervals_over_seeds(runs):
     assert len(table) == 2 * 2 * 3
 
 
+def test_each_group_is_drawn_at_the_epochs_at_which_it_was_analysed():
+    run = fake_run("sgd", **FEW)
+    run.kept = [record for record in run.kept if (getattr(record, "group", ""), record.epoch) != ("head", 30)]
+    table = saddle.over_epochs(compare([run]), ("head", "tail"), "lambda_min")
+    assert [table.query(f"group == '{group}'")["epoch"].tolist() for group in ("head", "tail")] == [[0, 60], [0, 30, 60]]
+    assert saddle.draw_lambda_min(compare([run]), Options()) is not None
+
+
 def test_one_run_shows_the_records_own_interval():
     runs = compare([fake_run("sgd", **FEW)])
     row = saddle.over_epochs(runs, ("tail",), "extreme_ratio").iloc[-1]
