@@ -106,6 +106,22 @@ def test_one_number_for_a_batch_that_cannot_be_cut_is_refused(reduction):
         HessianOperator(small(), None, batches, forward=lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction=reduction))
 
 
+def test_a_curvature_that_autograd_alone_sees_is_refused_where_the_gradient_is_the_same_everywhere():
+    class Invented(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)[:, 0] + ((self.weight - self.weight.detach()) ** 2).sum()
+    with pytest.raises(InputError, match="the slope of the gradient 0; a detach or no_grad"):
+        HessianOperator(Invented(5, 1).double(), lambda z, t: z, [(X.double(), Y)])
+
+
+@pytest.mark.parametrize("frequency", [1e4, 1e5])
+def test_a_loss_that_turns_many_times_within_the_longer_steps_is_accepted(frequency):
+    net = nn.Linear(5, 1, bias=False).double()
+    operator = HessianOperator(net, lambda z, t: torch.sin(frequency * z[:, 0]) / frequency**2, [(X.double(), Y)])
+    exact = -(X.double().T * torch.sin(frequency * net(X.double())[:, 0]).detach()) @ X.double() / len(X)
+    assert relative(operator, exact) < 1e-9
+
+
 def test_a_term_that_is_detached_from_itself_is_refused():
     def teacher(z, t):      # zero, with zero gradient, and curved for autograd
         p = z.softmax(1)

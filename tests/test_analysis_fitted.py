@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from analysis.measures.similarity import mean_gradient
 from analysis.operators import GaussNewtonOperator, HessianOperator
 from analysis.operators.kernels import Rewritten
 from analysis.spectra.extremes import extreme_eigenpairs
@@ -205,3 +206,9 @@ def test_losses_on_a_surface_keep_theirs():
     record = loss_surface(net, plain, [(x, y)], [random_direction(net, torch.Generator().manual_seed(0))], ([-1e-3, 0, 1e-3],),
                           groups)
     assert record.loss[0, 1] == pytest.approx(1e-9, rel=1e-4)
+
+
+def test_mean_gradients_keep_theirs():
+    net, x, y = fitted(1e-9)
+    found = mean_gradient(net, plain, [(x, y)])
+    assert relative(found, mean_gradient(net.double(), plain, [(x.double(), y)])) < 3e-5

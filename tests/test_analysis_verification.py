@@ -48,3 +48,12 @@ def test_products_that_are_no_hessians_are_named(product, word):
 def test_the_gap_of_nothing_is_zero_and_of_nan_infinite():
     zero, nan = torch.zeros(3), torch.tensor([0.0, float("nan"), 0.0])
     assert relative_gap(zero, zero) == 0.0 and relative_gap(zero, nan) == float("inf")
+
+
+def test_products_whose_squares_float32_does_not_hold_are_compared_all_the_same():
+    a = torch.full((4,), 1e-24)
+    assert relative_gap(a, -a) == 2 and relative_gap(a, a) == 0
+    matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    check(lambda V: 1e-24 * (V @ (matrix + matrix.T)), torch.zeros(4), 1e-4)
+    with pytest.raises(EngineError, match="not symmetric"):
+        check(lambda V: 1e-24 * (V @ matrix), torch.zeros(4), 1e-4)

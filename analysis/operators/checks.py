@@ -191,14 +191,13 @@ def refuse_false_product(objective: Objective, theta: Tensor, batch: Batch) -> N
 
 def _known_slopes(objective: Objective, theta: Tensor, v: Tensor, batch: Batch, found: Tensor) -> Iterator[float | None]:
     """Yield how long the slope of the gradient along v is, step by step where it is known; None where it is the product found."""
-    rounding = 1e3 * STEPS[theta.dtype][0] * float(objective.gradient(theta, batch).norm())
     for share in SLOPES:
         h = share * max(float(theta.norm()), 1.0) / float(v.norm())
         near, far = (objective.differenced(theta, v, batch, times * h) for times in (1, 2))
         gap = float((found - near).norm())
         if gap <= 1e-2 * max(float(found.norm()), float(near.norm())):
             yield None
-        elif gap > 2 * float((near - far).norm()) + rounding / h:
+        elif gap > 2 * float((near - far).norm()):
             yield float(near.norm())
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis.operators import along, blocks, checks, plan, products
 from analysis.operators.batches import Batch, add_bytes, read
+from analysis.operators.frozen import common_kind, frozen_copy, held_still
 from analysis.operators.kernels import reproducible_kernels
 from analysis.operators.objective import Objective, SampleLosses, Supervised
 from analysis.operators.plan import Wishes
@@ -22,8 +22,8 @@ from analysis.operators.snapshot import Snapshot
 from analysis.operators.trial import first_evaluation
 from analysis.operators.verification import confirm, probe_vectors
 from landscape.distributed import Processes
-from landscape.errors import InputError, first_line
-from landscape.parameters import copied, flatten
+from landscape.errors import InputError
+from landscape.parameters import flatten
 
 
 class LossOperator(Snapshot):
@@ -46,7 +46,7 @@ class LossOperator(Snapshot):
 
     def _open(self, model: nn.Module, batches: Iterable, params: str | Sequence[str] | None) -> None:
         self._model, self._names = model, blocks.choose(model, params)
-        self.device, self.dtype = _common_kind(self._source())
+        self.device, self.dtype = common_kind(self._source())
         with _random_state_kept(self.device):       # a DataLoader draws from the global generator even where it does not shuffle
             self._data = read(batches, self.device, self.dtype, self._processes)
         self.num_samples = self._data.num_samples
@@ -64,8 +64,8 @@ class LossOperator(Snapshot):
         self._losses = self._given()
         self.theta = flatten(p.detach() for p in source.values())
         self.size = self.theta.numel()
-        self._objective = self._objective_of(_frozen_copy(self._model), self._names, tuple(p.shape for p in source.values()),
-                                             _fixed(self._model, source))
+        self._objective = self._objective_of(frozen_copy(self._model), self._names, tuple(p.shape for p in source.values()),
+                                             held_still(self._model, source))
 
     def _prepare_batches(self) -> None:
         """Weigh every sample by 1/n; cut the batches, fill them up where the loss is per sample; check what is assumed."""
@@ -273,41 +273,3 @@ class HessianOperator(LossOperator):
 
 def _random_state_kept(device: torch.device):
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _common_kind(parameters: dict[str, nn.Parameter]) -> tuple[torch.device, torch.dtype]:
-    if lazy := [name for name, p in parameters.items() if isinstance(p, nn.UninitializedParameter)]:
-        raise InputError(f"parameter {lazy[0]!r} has no size yet: call the model on one batch first")
-    kinds = {(p.device, p.dtype) for p in parameters.values()}
-    if len(kinds) > 1:
-        found = ", ".join(f"{dtype} on {device}" for device, dtype in sorted(kinds, key=str))
-        raise InputError(f"parameters are of several kinds ({found}): expected one dtype on one device")
-    device, dtype = kinds.pop()
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"the parameters are of {dtype}, whose rounding hides second derivatives: expected float32 or float64, "
-                         "call model.float()")
-    return device, dtype
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    """Copy the model in evaluation mode, refusing what would make its products vary."""
-    try:
-        twin = copied(model).eval()
-    except (RuntimeError, TypeError) as reason:
-        raise InputError(f"the model cannot be copied ({first_line(reason)}): keep no tensor of a past forward "
-                         "in it, and use torch.nn.utils.parametrizations for weight and spectral norms") from reason
-    for name, module in twin.named_modules():
-        if (own := getattr(module, "_orig_mod", None)) is not None:
-            module.forward = own.__call__       # what torch.compile makes cannot be traced; a copy has no compiled call
-        if isinstance(module, nn.Embedding):
-            module.sparse = False       # the same gradient, with its zeros
-        if isinstance(module, _BatchNorm) and not module.track_running_stats:
-            raise InputError(f"BatchNorm {name!r} has no running statistics, so a product would depend on the split into "
-                             "batches: build it with track_running_stats=True")
-    return twin
-
-
-def _fixed(model: nn.Module, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Snapshot everything that is not in theta: frozen and unchosen parameters, and buffers."""
-    rest = {name: p for name, p in model.named_parameters() if name not in chosen}
-    return {name: t.detach().clone() for name, t in (rest | dict(model.named_buffers())).items()}
